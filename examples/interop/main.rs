@@ -1,0 +1,17 @@
+//! The Rust side of the interoperability tests: one subcommand a layer, JSON lines in and out.
+//!
+//! `__test__/interop/*.test.mjs` starts this program and runs npm's implementation against it.
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    match arguments.next().as_deref() {
+        Some(other) => {
+            eprintln!("unknown subcommand {other}");
+            std::process::exit(2);
+        }
+        None => {
+            eprintln!("usage: interop <layer> [arguments]");
+            std::process::exit(2);
+        }
+    }
+}

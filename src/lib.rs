@@ -1,0 +1,19 @@
+//! Peer-to-peer book sharing for self-hosted e-book servers, on the Hypercore stack's own wire.
+
+#![deny(unsafe_code)]
+
+pub mod catalog;
+pub mod crypto;
+pub mod encoding;
+pub mod error;
+pub mod events;
+pub mod hypercore;
+pub mod hyperdht;
+pub mod identity;
+pub mod peers;
+pub mod protomux;
+pub mod secret_stream;
+pub mod store;
+mod sync;
+pub mod transfer;
+pub mod udx;

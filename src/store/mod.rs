@@ -1,0 +1,312 @@
+//! The SQLite database of a node: one writer thread with group commit, and read connections.
+//!
+//! WAL mode, one file. Writes are closures sent to the writer thread; all that wait at the same
+//! moment share one transaction and one sync to disk, each under a savepoint of its own, so that one
+//! that fails does not undo its neighbours. An acknowledged [`Database::write`] survives `kill -9` and
+//! power loss. Reads run on the caller's thread over a small pool of read-only connections and see
+//! every acknowledged write.
+
+mod schema;
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use rusqlite::{Connection, ErrorCode as SqliteCode, OpenFlags, Transaction};
+use tokio::sync::oneshot;
+
+use crate::error::{Error, ErrorCode};
+use crate::sync::lock;
+
+/// How many writes may wait for the writer thread; further callers wait (their future stays pending).
+const WRITE_QUEUE: usize = 1024;
+/// How many writes one transaction takes at most.
+const GROUP_LIMIT: usize = 512;
+/// How many idle read connections are kept.
+const IDLE_READERS: usize = 4;
+
+/// Why the database did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// SQLite refused or failed.
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    /// The database was closed.
+    #[error("the database is closed")]
+    Closed,
+    /// The file was written by a newer version of this library.
+    #[error(
+        "the database has schema version {found}, this library knows up to {known}: update @alex/p2p"
+    )]
+    TooNew {
+        /// What the file says.
+        found: i64,
+        /// What this build knows.
+        known: i64,
+    },
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        let code = match &error {
+            StoreError::Closed => return Self::closed(),
+            StoreError::TooNew { .. } => ErrorCode::Corrupt,
+            StoreError::Sqlite(rusqlite::Error::SqliteFailure(failure, _)) => match failure.code {
+                SqliteCode::DiskFull => ErrorCode::DiskFull,
+                SqliteCode::DatabaseCorrupt | SqliteCode::NotADatabase => ErrorCode::Corrupt,
+                SqliteCode::SystemIoFailure | SqliteCode::CannotOpen | SqliteCode::ReadOnly => {
+                    ErrorCode::Io
+                }
+                _ => ErrorCode::Internal,
+            },
+            StoreError::Sqlite(_) => ErrorCode::Internal,
+        };
+        Self::new(code, format!("the database p2p.db failed: {error}"))
+    }
+}
+
+type Job = Box<dyn FnOnce(&Transaction<'_>) -> Finish + Send>;
+/// Told whether the transaction that the job ran in was committed.
+type Finish = Box<dyn FnOnce(Result<(), &rusqlite::Error>) + Send>;
+
+/// A handle to the open database; clones share it.
+#[derive(Clone)]
+pub struct Database {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    path: PathBuf,
+    writer: Mutex<Option<Writer>>,
+    readers: Mutex<Vec<Connection>>,
+    slots: Arc<tokio::sync::Semaphore>,
+}
+
+struct Writer {
+    jobs: std_mpsc::Sender<Job>,
+    thread: JoinHandle<()>,
+}
+
+impl Database {
+    /// Opens or creates the database at `path` and brings its schema up to date. Blocks on disk.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let mut connection = Connection::open(path)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        configure(&connection)?;
+        schema::migrate(&mut connection)?;
+        let (jobs, queue) = std_mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name("alex-p2p-db".into())
+            .spawn(move || run_writer(connection, &queue))
+            .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                path: path.to_owned(),
+                writer: Mutex::new(Some(Writer { jobs, thread })),
+                readers: Mutex::new(Vec::new()),
+                slots: Arc::new(tokio::sync::Semaphore::new(WRITE_QUEUE)),
+            }),
+        })
+    }
+
+    /// Runs `work` in a transaction on the writer thread and returns when it is on disk.
+    ///
+    /// An error of `work` undoes what it did. Cancelling the future does not cancel work that is queued.
+    pub async fn write<T, E, F>(&self, work: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T, E> + Send + 'static,
+    {
+        let slots = Arc::clone(&self.inner.slots);
+        let slot = slots.acquire_owned().await.map_err(|_| E::from(StoreError::Closed))?;
+        let (reply, answer) = oneshot::channel();
+        let job: Job = Box::new(move |transaction| {
+            let outcome = in_savepoint(transaction, work);
+            Box::new(move |committed| {
+                drop(slot);
+                let outcome = match committed {
+                    Ok(()) => outcome,
+                    Err(error) => outcome.and(Err(E::from(copy_error(error).into()))),
+                };
+                // The caller may have gone; the work stands all the same.
+                let _ = reply.send(outcome);
+            })
+        });
+        {
+            let writer = lock(&self.inner.writer);
+            let writer = writer.as_ref().ok_or_else(|| E::from(StoreError::Closed))?;
+            writer.jobs.send(job).map_err(|_| E::from(StoreError::Closed))?;
+        }
+        answer.await.map_err(|_| E::from(StoreError::Closed))?
+    }
+
+    /// Runs `work` with a read-only connection on the calling thread. Keep it short: it blocks.
+    pub fn read<T, E: From<StoreError>>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, E>,
+    ) -> Result<T, E> {
+        if lock(&self.inner.writer).is_none() {
+            return Err(E::from(StoreError::Closed));
+        }
+        let idle = lock(&self.inner.readers).pop();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => open_reader(&self.inner.path).map_err(|error| E::from(error.into()))?,
+        };
+        let outcome = work(&connection);
+        let mut readers = lock(&self.inner.readers);
+        if readers.len() < IDLE_READERS {
+            readers.push(connection);
+        }
+        outcome
+    }
+
+    /// Finishes queued writes and closes the file. Blocks on disk; a second call does nothing.
+    pub fn close(&self) {
+        let writer = lock(&self.inner.writer).take();
+        self.inner.slots.close();
+        if let Some(Writer { jobs, thread }) = writer {
+            drop(jobs);
+            if thread.join().is_err() {
+                tracing::error!("the database writer thread panicked");
+            }
+        }
+        lock(&self.inner.readers).clear();
+    }
+}
+
+fn configure(connection: &Connection) -> Result<(), rusqlite::Error> {
+    connection.busy_timeout(std::time::Duration::from_secs(10))?;
+    connection.set_prepared_statement_cache_capacity(128);
+    connection.pragma_update(None, "cache_size", -4096)?;
+    connection.pragma_update(None, "foreign_keys", true)
+}
+
+fn open_reader(path: &Path) -> Result<Connection, rusqlite::Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    configure(&connection)?;
+    Ok(connection)
+}
+
+fn in_savepoint<T, E: From<StoreError>>(
+    transaction: &Transaction<'_>,
+    work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
+) -> Result<T, E> {
+    let sql = |text: &str| {
+        transaction.execute_batch(text).map_err(|error| E::from(StoreError::from(error)))
+    };
+    sql("SAVEPOINT job")?;
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(transaction))) {
+        Ok(Ok(value)) => {
+            sql("RELEASE job")?;
+            Ok(value)
+        }
+        Ok(Err(error)) => {
+            sql("ROLLBACK TO job; RELEASE job")?;
+            Err(error)
+        }
+        Err(_) => {
+            sql("ROLLBACK TO job; RELEASE job")?;
+            Err(E::from(StoreError::Sqlite(rusqlite::Error::UnwindingPanic)))
+        }
+    }
+}
+
+fn run_writer(mut connection: Connection, queue: &std_mpsc::Receiver<Job>) {
+    while let Ok(first) = queue.recv() {
+        let mut finishes = Vec::new();
+        let committed = (|| {
+            let transaction =
+                connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            finishes.push(first(&transaction));
+            while finishes.len() < GROUP_LIMIT {
+                let Ok(job) = queue.try_recv() else { break };
+                finishes.push(job(&transaction));
+            }
+            transaction.commit()
+        })();
+        if let Err(error) = &committed {
+            tracing::error!(%error, "a transaction failed");
+        }
+        for finish in finishes {
+            finish(committed.as_ref().map(|()| ()));
+        }
+    }
+    if let Err((_, error)) = connection.close() {
+        tracing::warn!(%error, "the database did not close cleanly");
+    }
+}
+
+/// `rusqlite::Error` is not `Clone`; what callers look at is kept.
+fn copy_error(error: &rusqlite::Error) -> rusqlite::Error {
+    match error {
+        rusqlite::Error::SqliteFailure(failure, message) => {
+            rusqlite::Error::SqliteFailure(*failure, message.clone())
+        }
+        other => rusqlite::Error::InvalidParameterName(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(db: &Database) -> i64 {
+        db.read(|c| {
+            Ok::<_, StoreError>(c.query_row("SELECT count(*) FROM meta", [], |row| row.get(0))?)
+        })
+        .unwrap()
+    }
+
+    async fn put(db: &Database, name: &'static str) -> Result<(), StoreError> {
+        db.write(move |t| {
+            t.execute("INSERT INTO meta (name, value) VALUES (?1, '')", [name])?;
+            Ok(())
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn an_acknowledged_write_is_seen_by_readers_and_after_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p2p.db");
+        let db = Database::open(&path).unwrap();
+        put(&db, "a").await.unwrap();
+        assert_eq!(count(&db), 1);
+        db.close();
+        assert_eq!(count(&Database::open(&path).unwrap()), 1);
+    }
+
+    #[tokio::test]
+    async fn a_failing_write_does_not_undo_its_neighbours() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Database::open(&dir.path().join("p2p.db")).unwrap();
+        let (a, b, c) = tokio::join!(put(&db, "a"), put(&db, "a"), put(&db, "b"));
+        assert!(a.is_ok() && b.is_err() && c.is_ok());
+        assert_eq!(count(&db), 2);
+    }
+
+    #[tokio::test]
+    async fn a_panicking_write_fails_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Database::open(&dir.path().join("p2p.db")).unwrap();
+        let failed: Result<(), StoreError> = db.write(|_| panic!("on purpose")).await;
+        assert!(failed.is_err());
+        put(&db, "a").await.unwrap();
+        assert_eq!(count(&db), 1);
+    }
+
+    #[tokio::test]
+    async fn a_closed_database_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Database::open(&dir.path().join("p2p.db")).unwrap();
+        db.close();
+        assert!(matches!(put(&db, "a").await, Err(StoreError::Closed)));
+        assert!(matches!(db.read(|_| Ok::<_, StoreError>(())), Err(StoreError::Closed)));
+    }
+}
