@@ -67,7 +67,21 @@ impl From<StoreError> for Error {
     }
 }
 
-type Job = Box<dyn FnOnce(&Transaction<'_>) -> Finish + Send>;
+/// What a write is told to survive when it is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Durability {
+    /// The end of this process (`kill -9`). For what can be fetched again, such as a download's blocks.
+    Process,
+    /// Power loss, too: the transaction is synced to disk.
+    Power,
+}
+
+struct Job {
+    durability: Durability,
+    /// Runs in the transaction, or learns that none could be begun.
+    run: Box<dyn FnOnce(Result<&Transaction<'_>, &rusqlite::Error>) -> Finish + Send>,
+}
+
 /// Told whether the transaction that the job ran in was committed.
 type Finish = Box<dyn FnOnce(Result<(), &rusqlite::Error>) + Send>;
 
@@ -112,7 +126,7 @@ impl Database {
         })
     }
 
-    /// Runs `work` in a transaction on the writer thread and returns when it is on disk.
+    /// Runs `work` in a transaction on the writer thread and returns when it is synced to disk.
     ///
     /// An error of `work` undoes what it did. Cancelling the future does not cancel work that is queued.
     pub async fn write<T, E, F>(&self, work: F) -> Result<T, E>
@@ -121,12 +135,25 @@ impl Database {
         E: From<StoreError> + Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T, E> + Send + 'static,
     {
+        self.write_with(Durability::Power, work).await
+    }
+
+    /// [`Database::write`] with a choice of what the acknowledged write survives.
+    pub async fn write_with<T, E, F>(&self, durability: Durability, work: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T, E> + Send + 'static,
+    {
         let slots = Arc::clone(&self.inner.slots);
         let slot = slots.acquire_owned().await.map_err(|_| E::from(StoreError::Closed))?;
         let (reply, answer) = oneshot::channel();
-        let job: Job = Box::new(move |transaction| {
-            let outcome = in_savepoint(transaction, work);
-            Box::new(move |committed| {
+        let run = move |transaction: Result<&Transaction<'_>, &rusqlite::Error>| {
+            let outcome = match transaction {
+                Ok(transaction) => in_savepoint(transaction, work),
+                Err(error) => Err(E::from(copy_error(error).into())),
+            };
+            let finish: Finish = Box::new(move |committed| {
                 drop(slot);
                 let outcome = match committed {
                     Ok(()) => outcome,
@@ -134,11 +161,13 @@ impl Database {
                 };
                 // The caller may have gone; the work stands all the same.
                 let _ = reply.send(outcome);
-            })
-        });
+            });
+            finish
+        };
         {
             let writer = lock(&self.inner.writer);
             let writer = writer.as_ref().ok_or_else(|| E::from(StoreError::Closed))?;
+            let job = Job { durability, run: Box::new(run) };
             writer.jobs.send(job).map_err(|_| E::from(StoreError::Closed))?;
         }
         answer.await.map_err(|_| E::from(StoreError::Closed))?
@@ -218,18 +247,15 @@ fn in_savepoint<T, E: From<StoreError>>(
 }
 
 fn run_writer(mut connection: Connection, queue: &std_mpsc::Receiver<Job>) {
+    let mut synced = Durability::Power;
     while let Ok(first) = queue.recv() {
-        let mut finishes = Vec::new();
-        let committed = (|| {
-            let transaction =
-                connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-            finishes.push(first(&transaction));
-            while finishes.len() < GROUP_LIMIT {
-                let Ok(job) = queue.try_recv() else { break };
-                finishes.push(job(&transaction));
-            }
-            transaction.commit()
-        })();
+        let mut group = vec![first];
+        while group.len() < GROUP_LIMIT {
+            let Ok(job) = queue.try_recv() else { break };
+            group.push(job);
+        }
+        let needed = group.iter().map(|job| job.durability).max().unwrap_or(Durability::Power);
+        let (finishes, committed) = run_group(&mut connection, group, needed, &mut synced);
         if let Err(error) = &committed {
             tracing::error!(%error, "a transaction failed");
         }
@@ -239,6 +265,39 @@ fn run_writer(mut connection: Connection, queue: &std_mpsc::Receiver<Job>) {
     }
     if let Err((_, error)) = connection.close() {
         tracing::warn!(%error, "the database did not close cleanly");
+    }
+}
+
+fn begin<'c>(
+    connection: &'c mut Connection,
+    needed: Durability,
+    synced: &mut Durability,
+) -> Result<Transaction<'c>, rusqlite::Error> {
+    if needed != *synced {
+        let level = if needed == Durability::Power { "FULL" } else { "NORMAL" };
+        connection.pragma_update(None, "synchronous", level)?;
+        *synced = needed;
+    }
+    connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
+}
+
+/// Runs the jobs in one transaction. `synced` remembers what the connection is set to.
+fn run_group(
+    connection: &mut Connection,
+    group: Vec<Job>,
+    needed: Durability,
+    synced: &mut Durability,
+) -> (Vec<Finish>, Result<(), rusqlite::Error>) {
+    let begun = begin(connection, needed, synced);
+    match begun {
+        Ok(transaction) => {
+            let finishes = group.into_iter().map(|job| (job.run)(Ok(&transaction))).collect();
+            (finishes, transaction.commit())
+        }
+        Err(error) => {
+            let finishes = group.into_iter().map(|job| (job.run)(Err(&error))).collect();
+            (finishes, Err(error))
+        }
     }
 }
 
