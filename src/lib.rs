@@ -1,7 +1,5 @@
 //! Peer-to-peer book sharing for self-hosted e-book servers, on the Hypercore stack's own wire.
 
-#![deny(unsafe_code)]
-
 pub mod catalog;
 pub mod crypto;
 pub mod encoding;

@@ -79,8 +79,10 @@ pub enum Durability {
 struct Job {
     durability: Durability,
     /// Runs in the transaction, or learns that none could be begun.
-    run: Box<dyn FnOnce(Result<&Transaction<'_>, &rusqlite::Error>) -> Finish + Send>,
+    run: Box<Run>,
 }
+
+type Run = dyn FnOnce(Result<&Transaction<'_>, &rusqlite::Error>) -> Finish + Send;
 
 /// Told whether the transaction that the job ran in was committed.
 type Finish = Box<dyn FnOnce(Result<(), &rusqlite::Error>) + Send>;
@@ -260,7 +262,7 @@ fn run_writer(mut connection: Connection, queue: &std_mpsc::Receiver<Job>) {
             tracing::error!(%error, "a transaction failed");
         }
         for finish in finishes {
-            finish(committed.as_ref().map(|()| ()));
+            finish(committed.as_ref().copied());
         }
     }
     if let Err((_, error)) = connection.close() {
