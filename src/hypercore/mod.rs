@@ -1,1 +1,3 @@
-//! To be written.
+//! Append-only logs that anybody can verify: the merkle tree, its proofs, and replication.
+
+pub mod messages;
