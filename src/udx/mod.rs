@@ -1,1 +1,16 @@
-//! To be written.
+//! UDX: reliable, ordered byte streams over UDP, wire compatible with npm `udx-native` (libudx).
+//!
+//! A [`Udx`] is a table of streams. Sockets are bound to it, and a stream may be connected over any of
+//! them; many streams share one socket. Whatever arrives at a socket and is not a packet of a known
+//! stream is handed to [`DatagramReceiver`]: the DHT's RPC shares the port with the streams.
+//!
+//! Reference: holepunchto/libudx, `include/udx.h` and `src/udx.c`.
+
+mod header;
+mod socket;
+mod stream;
+mod table;
+
+pub use socket::{Datagram, DatagramReceiver, UdxSocket};
+pub use stream::{CloseReason, StreamHandle, StreamOptions, StreamStats, UdxStream};
+pub use table::Udx;
