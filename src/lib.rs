@@ -13,5 +13,7 @@ pub mod protomux;
 pub mod secret_stream;
 pub mod store;
 mod sync;
+mod text;
+mod time;
 pub mod transfer;
 pub mod udx;

@@ -1,1 +1,11 @@
-//! To be written.
+//! One book on its way: asking, allowing, sending, receiving, putting it in its place.
+
+mod filename;
+mod library;
+pub mod message;
+mod progress;
+mod state;
+
+pub use library::{BookSource, Description, Library, Provided, Provider};
+pub use progress::Progress;
+pub use state::{Direction, State};

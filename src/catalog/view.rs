@@ -1,0 +1,244 @@
+//! The catalog view: what a feed says when replayed, as rows in SQLite with full-text search.
+//!
+//! A feed has a number; a book's row is `number << 32 | sequence`, so that one range of row ids is one
+//! catalog, in the order of publication, in the table as in the search index. A book keeps its row when
+//! it is described anew. The position up to which a feed was replayed is written in the transaction
+//! that writes the rows.
+
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+
+use super::CatalogError;
+use super::entry::{self, Entry, EntryError};
+use super::search;
+use crate::crypto::PublicKey;
+use crate::store::StoreError;
+
+/// The most books that one server's catalog has here; more are skipped and counted.
+pub const MAX_BOOKS: u64 = 1_000_000;
+
+/// How many bits of a row id number the books of a feed.
+const SEQUENCE_BITS: u32 = 32;
+/// The last sequence number of a feed.
+const MAX_SEQUENCE: i64 = (1 << SEQUENCE_BITS) - 1;
+
+/// What is known of one replayed feed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Feed {
+    /// The feed's number in this database.
+    pub(super) number: i64,
+    /// The server whose catalog it is.
+    pub server: PublicKey,
+    /// The key of the feed's core.
+    pub key: [u8; 32],
+    /// How many entries were replayed.
+    pub position: u64,
+    /// How many books are on offer.
+    pub books: u64,
+    /// How many entries were skipped: bad ones, and those beyond the limit.
+    pub skipped: u64,
+    /// When the view last changed, in Unix milliseconds.
+    pub updated_at: Option<u64>,
+    next_sequence: i64,
+}
+
+/// One entry, read before the transaction begins.
+pub(super) struct Step {
+    read: Result<Entry, EntryError>,
+    json: String,
+    words: String,
+}
+
+impl Step {
+    /// Reads a block of a feed.
+    pub(super) fn read(block: &[u8]) -> Self {
+        let read = entry::decode(block);
+        let (json, words) = match &read {
+            Ok(Entry::Added(book)) => {
+                (String::from_utf8_lossy(block).into_owned(), search::words(book))
+            }
+            _ => Default::default(),
+        };
+        Self { read, json, words }
+    }
+}
+
+/// The feed of `server`, if its catalog is known.
+pub(super) fn feed(
+    connection: &Connection,
+    server: &PublicKey,
+) -> Result<Option<Feed>, StoreError> {
+    let mut statement = connection.prepare_cached(&format!("{SELECT_FEED} WHERE server = ?1"))?;
+    Ok(statement.query_row([server.as_bytes()], feed_row).optional()?)
+}
+
+/// Every feed, in the order in which they became known.
+pub(super) fn feeds(connection: &Connection) -> Result<Vec<Feed>, StoreError> {
+    let mut statement = connection.prepare_cached(&format!("{SELECT_FEED} ORDER BY number"))?;
+    let rows = statement.query_map([], feed_row)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+const SELECT_FEED: &str = "SELECT number, server, feed_key, position, next_sequence, books, skipped, \
+     updated_at FROM catalog_feeds";
+
+fn feed_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Feed> {
+    Ok(Feed {
+        number: row.get(0)?,
+        server: PublicKey::from_bytes(row.get(1)?),
+        key: row.get(2)?,
+        position: row.get(3)?,
+        next_sequence: row.get(4)?,
+        books: row.get(5)?,
+        skipped: row.get(6)?,
+        updated_at: row.get(7)?,
+    })
+}
+
+/// Makes `key` the feed of `server`. Another key than before empties the view, which is then replayed
+/// from the start.
+pub(super) fn set_feed(
+    transaction: &Transaction<'_>,
+    server: &PublicKey,
+    key: &[u8; 32],
+) -> Result<Feed, StoreError> {
+    if let Some(known) = feed(transaction, server)? {
+        if known.key == *key {
+            return Ok(known);
+        }
+        remove(transaction, server)?;
+    }
+    transaction.execute(
+        "INSERT INTO catalog_feeds (server, feed_key) VALUES (?1, ?2)",
+        params![server.as_bytes(), key],
+    )?;
+    feed(transaction, server)?.ok_or(StoreError::Sqlite(rusqlite::Error::QueryReturnedNoRows))
+}
+
+/// Forgets a server's catalog. Returns the key of its feed.
+pub(super) fn remove(
+    transaction: &Transaction<'_>,
+    server: &PublicKey,
+) -> Result<Option<[u8; 32]>, StoreError> {
+    let Some(feed) = feed(transaction, server)? else { return Ok(None) };
+    let (first, last) = rows_of(feed.number);
+    for sql in [
+        "DELETE FROM catalog_search WHERE rowid BETWEEN ?1 AND ?2",
+        "DELETE FROM catalog_books WHERE row BETWEEN ?1 AND ?2",
+    ] {
+        transaction.execute(sql, [first, last])?;
+    }
+    transaction.execute("DELETE FROM catalog_feeds WHERE number = ?1", [feed.number])?;
+    Ok(Some(feed.key))
+}
+
+/// The first and the last row id that a feed's books can have.
+pub(super) fn rows_of(number: i64) -> (i64, i64) {
+    let first = number << SEQUENCE_BITS;
+    (first, first | MAX_SEQUENCE)
+}
+
+/// Replays `steps`, the entries from `from` on, and moves the position behind them.
+///
+/// Fails with [`CatalogError::Moved`] when the feed is no longer at `from` or was replaced meanwhile.
+pub(super) fn apply(
+    transaction: &Transaction<'_>,
+    number: i64,
+    from: u64,
+    steps: &[Step],
+    now: u64,
+) -> Result<Feed, CatalogError> {
+    let mut statement = transaction
+        .prepare_cached(&format!("{SELECT_FEED} WHERE number = ?1"))
+        .map_err(StoreError::from)?;
+    let found = statement.query_row([number], feed_row).optional().map_err(StoreError::from)?;
+    let mut feed = found.filter(|feed| feed.position == from).ok_or(CatalogError::Moved)?;
+    apply_steps(transaction, &mut feed, steps)?;
+    feed.position = from + steps.len() as u64;
+    feed.updated_at = Some(now);
+    transaction
+        .prepare_cached(
+            "UPDATE catalog_feeds SET position = ?2, next_sequence = ?3, books = ?4, skipped = ?5, \
+             updated_at = ?6 WHERE number = ?1",
+        )
+        .and_then(|mut update| {
+            update.execute(params![
+                number,
+                feed.position,
+                feed.next_sequence,
+                feed.books,
+                feed.skipped,
+                now
+            ])
+        })
+        .map_err(StoreError::from)?;
+    Ok(feed)
+}
+
+fn apply_steps(
+    transaction: &Transaction<'_>,
+    feed: &mut Feed,
+    steps: &[Step],
+) -> Result<(), StoreError> {
+    let mut insert = transaction.prepare_cached(
+        "INSERT INTO catalog_books (row, feed, book_id, entry) VALUES (?1, ?2, ?3, ?4) \
+         ON CONFLICT (feed, book_id) DO NOTHING",
+    )?;
+    let mut replace = transaction.prepare_cached(
+        "UPDATE catalog_books SET entry = ?3 WHERE feed = ?1 AND book_id = ?2 RETURNING row",
+    )?;
+    let mut delete = transaction.prepare_cached(
+        "DELETE FROM catalog_books WHERE feed = ?1 AND book_id = ?2 RETURNING row",
+    )?;
+    let mut index =
+        transaction.prepare_cached("INSERT INTO catalog_search (rowid, words) VALUES (?1, ?2)")?;
+    let mut unindex = transaction.prepare_cached("DELETE FROM catalog_search WHERE rowid = ?1")?;
+    for step in steps {
+        match &step.read {
+            Ok(Entry::Added(book)) => {
+                let row = rows_of(feed.number).0 | feed.next_sequence;
+                let has_room = feed.books < MAX_BOOKS && feed.next_sequence < MAX_SEQUENCE;
+                if has_room && insert.execute(params![row, feed.number, book.id, step.json])? == 1 {
+                    index.execute(params![row, step.words])?;
+                    feed.next_sequence += 1;
+                    feed.books += 1;
+                    continue;
+                }
+                let replaced: Option<i64> = replace
+                    .query_row(params![feed.number, book.id, step.json], |row| row.get(0))
+                    .optional()?;
+                match replaced {
+                    Some(row) => {
+                        unindex.execute([row])?;
+                        index.execute(params![row, step.words])?;
+                    }
+                    None => feed.skipped += 1,
+                }
+            }
+            Ok(Entry::Removed { id }) => {
+                let removed: Option<i64> =
+                    delete.query_row(params![feed.number, id], |row| row.get(0)).optional()?;
+                if let Some(row) = removed {
+                    unindex.execute([row])?;
+                    feed.books = feed.books.saturating_sub(1);
+                }
+            }
+            Ok(Entry::Unknown) => {}
+            Err(error) => {
+                tracing::debug!(server = feed.server.short(), %error, "skipped a catalog entry");
+                feed.skipped += 1;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The JSON of one book's entry.
+pub(super) fn entry_json(
+    connection: &Connection,
+    number: i64,
+    book_id: &str,
+) -> Result<Option<String>, StoreError> {
+    let mut statement = connection
+        .prepare_cached("SELECT entry FROM catalog_books WHERE feed = ?1 AND book_id = ?2")?;
+    Ok(statement.query_row(params![number, book_id], |row| row.get(0)).optional()?)
+}
