@@ -1,10 +1,12 @@
 //! Catalogs: this node's own feed, peers' feeds, and what they say when replayed.
 
 mod entry;
+mod list;
 mod search;
 mod view;
 
 pub use entry::BookEntry;
+pub use list::{ListOptions, Page};
 pub use view::{Feed, MAX_BOOKS};
 
 use crate::error::{Error, ErrorCode};

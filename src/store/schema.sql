@@ -37,3 +37,45 @@ CREATE TABLE catalog_sources (
   book_id TEXT PRIMARY KEY,
   path    TEXT -- NULL: the program provides the book when it is asked for
 ) STRICT, WITHOUT ROWID;
+
+-- transfer: books on their way, in either direction.
+CREATE TABLE transfers (
+  id          TEXT PRIMARY KEY,
+  direction   TEXT NOT NULL,
+  peer        BLOB NOT NULL,
+  request_id  TEXT NOT NULL, -- the id on the wire
+  book_id     TEXT NOT NULL,
+  title       TEXT NOT NULL,
+  author      TEXT,
+  format      TEXT,
+  size_bytes  INTEGER, -- as the catalog claims
+  state       TEXT NOT NULL,
+  reason      TEXT,
+  error       TEXT, -- an ErrorCode
+  core_key    BLOB,
+  tree_hash   BLOB,
+  length      INTEGER,
+  byte_length INTEGER,
+  bytes       INTEGER NOT NULL,
+  save_to     TEXT,
+  path        TEXT,
+  approved    INTEGER NOT NULL,
+  told        INTEGER NOT NULL, -- the peer knows how it ended
+  created_at  INTEGER NOT NULL,
+  updated_at  INTEGER NOT NULL,
+  UNIQUE (direction, peer, request_id)
+) STRICT;
+
+CREATE UNIQUE INDEX transfers_under_way ON transfers (peer, book_id)
+  WHERE direction = 'incoming' AND state NOT IN ('completed', 'denied', 'cancelled', 'failed');
+CREATE INDEX transfers_by_time ON transfers (created_at);
+
+-- Files that were hashed to be sent: hashed again only when they changed.
+CREATE TABLE transfer_files (
+  path        TEXT PRIMARY KEY,
+  size        INTEGER NOT NULL,
+  modified_ns INTEGER NOT NULL,
+  core_key    BLOB NOT NULL,
+  tree_hash   BLOB NOT NULL,
+  length      INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;

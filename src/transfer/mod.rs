@@ -4,8 +4,12 @@ mod filename;
 mod library;
 pub mod message;
 mod progress;
+mod record;
 mod state;
+mod table;
 
 pub use library::{BookSource, Description, Library, Provided, Provider};
 pub use progress::Progress;
+pub use record::TransferInfo;
 pub use state::{Direction, State};
+pub use table::Filter;

@@ -115,7 +115,8 @@ impl<'a> Packet<'a> {
 
 /// The full number nearest to `near` whose low 32 bits are `wire`. `None` below zero.
 pub(super) fn expand(near: u64, wire: u32) -> Option<u64> {
-    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)] // the difference of low halves
+    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
+    // the difference of low halves
     let difference = wire.wrapping_sub(near as u32) as i32;
     near.checked_add_signed(i64::from(difference))
 }

@@ -254,8 +254,11 @@ impl Inner {
 /// Reads the socket until it is closed.
 async fn receive(inner: Arc<Inner>, handle: Weak<Handle>, datagrams: mpsc::Sender<Datagram>) {
     // With GRO one buffer holds up to 64 packets.
-    let (count, size) =
-        if inner.state.gro_segments() > 1 { (4, 1 << 16) } else { (quinn_udp::BATCH_SIZE, 1 << 12) };
+    let (count, size) = if inner.state.gro_segments() > 1 {
+        (4, 1 << 16)
+    } else {
+        (quinn_udp::BATCH_SIZE, 1 << 12)
+    };
     let mut storage = vec![0; count * size];
     let mut touched = Vec::new();
     let mut failures = 0u32;
@@ -278,7 +281,15 @@ async fn receive(inner: Arc<Inner>, handle: Weak<Handle>, datagrams: mpsc::Sende
                     for (buffer, meta) in storage.chunks(size).zip(metas).take(read) {
                         let batch = buffer.get(..meta.len).unwrap_or_default();
                         let from = canonical(meta.addr);
-                        deliver(&inner, &handle, &datagrams, batch, meta.stride, from, &mut touched);
+                        deliver(
+                            &inner,
+                            &handle,
+                            &datagrams,
+                            batch,
+                            meta.stride,
+                            from,
+                            &mut touched,
+                        );
                     }
                     // Once a read, not once a packet: acknowledgements are batched like the packets.
                     for stream in touched.drain(..) {

@@ -1,0 +1,320 @@
+//! The `transfers` table. A transfer is here before anybody hears of it.
+
+use std::path::PathBuf;
+
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use serde::{Deserialize, Serialize};
+
+use super::library::Description;
+use super::message::BookCore;
+use super::record::Record;
+use super::state::{Direction, State};
+use crate::crypto::PublicKey;
+use crate::error::ErrorCode;
+use crate::store::StoreError;
+
+/// How many finished transfers of one peer and direction are remembered.
+const MAX_FINISHED: u32 = 1000;
+/// How many transfers [`list`] gives unless told.
+const DEFAULT_LIMIT: u32 = 100;
+/// The most that it gives.
+const MAX_LIMIT: u32 = 10_000;
+
+/// Which transfers to list; the newest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Filter {
+    /// Only these.
+    pub direction: Option<Direction>,
+    /// Only those in this state.
+    pub state: Option<State>,
+    /// Only those with this peer (z32).
+    pub peer: Option<String>,
+    /// How many, at most 10,000; 100 unless told.
+    pub limit: Option<u32>,
+}
+
+const COLUMNS: &str = "id, direction, peer, request_id, book_id, title, author, format, size_bytes, \
+     state, reason, error, core_key, tree_hash, length, byte_length, bytes, save_to, path, approved, \
+     told, created_at, updated_at";
+
+const UNFINISHED: &str = "state NOT IN ('completed', 'denied', 'cancelled', 'failed')";
+
+fn direction_text(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Incoming => "incoming",
+        Direction::Outgoing => "outgoing",
+    }
+}
+
+/// Writes the record, new or changed.
+pub(super) fn put(transaction: &Transaction<'_>, record: &Record) -> Result<(), StoreError> {
+    let sql = format!(
+        "INSERT INTO transfers ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, \
+         ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23) \
+         ON CONFLICT (id) DO UPDATE SET state = excluded.state, reason = excluded.reason, \
+         error = excluded.error, core_key = excluded.core_key, tree_hash = excluded.tree_hash, \
+         length = excluded.length, byte_length = excluded.byte_length, bytes = excluded.bytes, \
+         save_to = excluded.save_to, path = excluded.path, approved = excluded.approved, \
+         told = excluded.told, updated_at = excluded.updated_at"
+    );
+    let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.to_string_lossy().into_owned());
+    transaction.prepare_cached(&sql)?.execute(params![
+        record.id,
+        direction_text(record.direction),
+        record.peer.as_bytes(),
+        record.request_id,
+        record.book_id,
+        record.book.title,
+        record.book.author,
+        record.book.format,
+        record.book.size_bytes,
+        record.state.as_str(),
+        record.reason,
+        record.error.map(ErrorCode::as_str),
+        record.core.map(|core| core.key),
+        record.core.map(|core| core.hash),
+        record.core.map(|core| core.length),
+        record.core.map(|core| core.byte_length),
+        record.bytes,
+        path(&record.save_to),
+        path(&record.path),
+        record.approved,
+        record.told,
+        record.created_at,
+        record.updated_at,
+    ])?;
+    Ok(())
+}
+
+/// Forgets all but the latest finished transfers with that peer.
+pub(super) fn prune(
+    transaction: &Transaction<'_>,
+    direction: Direction,
+    peer: &PublicKey,
+) -> Result<(), StoreError> {
+    let sql = format!(
+        "DELETE FROM transfers WHERE id IN (SELECT id FROM transfers WHERE direction = ?1 AND \
+         peer = ?2 AND NOT ({UNFINISHED}) ORDER BY updated_at DESC LIMIT -1 OFFSET ?3)"
+    );
+    transaction.prepare_cached(&sql)?.execute(params![
+        direction_text(direction),
+        peer.as_bytes(),
+        MAX_FINISHED
+    ])?;
+    Ok(())
+}
+
+/// The transfer with that id.
+pub(super) fn get(connection: &Connection, id: &str) -> Result<Option<Record>, StoreError> {
+    let sql = format!("SELECT {COLUMNS} FROM transfers WHERE id = ?1");
+    Ok(connection.prepare_cached(&sql)?.query_row([id], read).optional()?)
+}
+
+/// The outgoing transfer that `peer` asked for as `request_id`.
+pub(super) fn by_request(
+    connection: &Connection,
+    peer: &PublicKey,
+    request_id: &str,
+) -> Result<Option<Record>, StoreError> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM transfers WHERE direction = 'outgoing' AND peer = ?1 \
+         AND request_id = ?2"
+    );
+    let mut statement = connection.prepare_cached(&sql)?;
+    Ok(statement.query_row(params![peer.as_bytes(), request_id], read).optional()?)
+}
+
+/// The incoming transfer of that book which is under way, or failed and can go on.
+pub(super) fn open_incoming(
+    connection: &Connection,
+    peer: &PublicKey,
+    book_id: &str,
+) -> Result<Option<Record>, StoreError> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM transfers WHERE direction = 'incoming' AND peer = ?1 \
+         AND book_id = ?2 AND ({UNFINISHED} OR state = 'failed') \
+         ORDER BY state = 'failed', created_at DESC LIMIT 1"
+    );
+    let mut statement = connection.prepare_cached(&sql)?;
+    Ok(statement.query_row(params![peer.as_bytes(), book_id], read).optional()?)
+}
+
+/// Every transfer that is not finished, the oldest first.
+pub(super) fn unfinished(connection: &Connection) -> Result<Vec<Record>, StoreError> {
+    let sql =
+        format!("SELECT {COLUMNS} FROM transfers WHERE {UNFINISHED} ORDER BY created_at, rowid");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let rows = statement.query_map([], read)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Incoming transfers whose end the peer has not been told.
+pub(super) fn untold(connection: &Connection, peer: &PublicKey) -> Result<Vec<Record>, StoreError> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM transfers WHERE direction = 'incoming' AND peer = ?1 AND told = 0 \
+         AND NOT ({UNFINISHED}) ORDER BY updated_at DESC LIMIT 100"
+    );
+    let mut statement = connection.prepare_cached(&sql)?;
+    let rows = statement.query_map([peer.as_bytes()], read)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Lists transfers, the newest first.
+pub(super) fn list(
+    connection: &Connection,
+    filter: &Filter,
+    peer: Option<PublicKey>,
+) -> Result<Vec<Record>, StoreError> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM transfers WHERE (?1 IS NULL OR direction = ?1) \
+         AND (?2 IS NULL OR state = ?2) AND (?3 IS NULL OR peer = ?3) \
+         ORDER BY created_at DESC, rowid DESC LIMIT ?4"
+    );
+    let mut statement = connection.prepare_cached(&sql)?;
+    let rows = statement.query_map(
+        params![
+            filter.direction.map(direction_text),
+            filter.state.map(State::as_str),
+            peer.as_ref().map(PublicKey::as_bytes),
+            filter.limit.unwrap_or(DEFAULT_LIMIT).min(MAX_LIMIT),
+        ],
+        read,
+    )?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Record> {
+    let outside = |column: &str| rusqlite::Error::InvalidColumnName(column.to_owned());
+    let state: String = row.get("state")?;
+    let error: Option<String> = row.get("error")?;
+    let path = |text: Option<String>| text.map(PathBuf::from);
+    let core = match row.get("core_key")? {
+        None => None,
+        Some(key) => Some(BookCore {
+            key,
+            hash: row.get("tree_hash")?,
+            length: row.get("length")?,
+            byte_length: row.get("byte_length")?,
+        }),
+    };
+    let direction = match row.get::<_, String>("direction")?.as_str() {
+        "incoming" => Direction::Incoming,
+        "outgoing" => Direction::Outgoing,
+        _ => return Err(outside("direction")),
+    };
+    Ok(Record {
+        id: row.get("id")?,
+        direction,
+        peer: PublicKey::from_bytes(row.get("peer")?),
+        request_id: row.get("request_id")?,
+        book_id: row.get("book_id")?,
+        book: Description {
+            title: row.get("title")?,
+            author: row.get("author")?,
+            format: row.get("format")?,
+            size_bytes: row.get("size_bytes")?,
+        },
+        state: State::parse(&state).ok_or_else(|| outside("state"))?,
+        reason: row.get("reason")?,
+        error: error.and_then(|text| ErrorCode::ALL.iter().copied().find(|c| c.as_str() == text)),
+        core,
+        bytes: row.get("bytes")?,
+        save_to: path(row.get("save_to")?),
+        path: path(row.get("path")?),
+        approved: row.get("approved")?,
+        told: row.get("told")?,
+        created_at: row.get("created_at")?,
+        updated_at: row.get("updated_at")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Database;
+
+    const PEER: PublicKey = PublicKey::from_bytes([3; 32]);
+
+    fn open() -> (tempfile::TempDir, Database) {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Database::open(&dir.path().join("p2p.db")).unwrap();
+        (dir, db)
+    }
+
+    async fn save(db: &Database, record: &Record) -> Result<(), StoreError> {
+        let record = record.clone();
+        db.write(move |t| put(t, &record)).await
+    }
+
+    fn record() -> Record {
+        let book = Description {
+            title: "T".into(),
+            author: Some("A".into()),
+            format: None,
+            size_bytes: Some(9),
+        };
+        Record::incoming(PEER, "b".into(), book, Some("/tmp/x".into()))
+    }
+
+    #[tokio::test]
+    async fn a_record_reads_back() {
+        let (_dir, db) = open();
+        let mut record = record();
+        save(&db, &record).await.unwrap();
+        record.state = State::Failed;
+        record.error = Some(ErrorCode::DiskFull);
+        record.core = Some(BookCore { key: [1; 32], hash: [2; 32], length: 1, byte_length: 9 });
+        record.told = false;
+        save(&db, &record).await.unwrap();
+        assert_eq!(db.read(|c| get(c, &record.id)).unwrap(), Some(record.clone()));
+        assert_eq!(db.read(|c| untold(c, &PEER)).unwrap(), [record]);
+    }
+
+    #[tokio::test]
+    async fn one_book_of_one_peer_is_under_way_once() {
+        let (_dir, db) = open();
+        let mut first = record();
+        save(&db, &first).await.unwrap();
+        assert!(save(&db, &record()).await.is_err());
+        first.state = State::Completed;
+        save(&db, &first).await.unwrap();
+        save(&db, &record()).await.unwrap();
+        assert_eq!(db.read(unfinished).unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_list_is_filtered_and_the_newest_come_first() {
+        let (_dir, db) = open();
+        let first = record();
+        save(&db, &first).await.unwrap();
+        let out = Record::outgoing(PEER, "r".into(), "x".into(), Description::default());
+        save(&db, &out).await.unwrap();
+        let ids = |filter: Filter, peer| -> Vec<String> {
+            db.read(|c| list(c, &filter, peer)).unwrap().into_iter().map(|r| r.id).collect()
+        };
+        assert_eq!(ids(Filter::default(), None), [out.id.clone(), first.id.clone()]);
+        let incoming = Filter { direction: Some(Direction::Incoming), ..Filter::default() };
+        assert_eq!(ids(incoming, Some(PEER)), [first.id]);
+        assert!(ids(Filter::default(), Some(PublicKey::from_bytes([9; 32]))).is_empty());
+        assert_eq!(db.read(|c| by_request(c, &PEER, "r")).unwrap(), Some(out));
+    }
+
+    #[tokio::test]
+    async fn only_the_latest_finished_transfers_of_a_peer_are_remembered() {
+        let (_dir, db) = open();
+        db.write(|t| {
+            for n in 0..MAX_FINISHED + 5 {
+                let id = n.to_string();
+                let mut record = Record::outgoing(PEER, id, "x".into(), Description::default());
+                record.state = State::Cancelled;
+                put(t, &record)?;
+            }
+            prune(t, Direction::Outgoing, &PEER)
+        })
+        .await
+        .unwrap();
+        let all = Filter { limit: Some(MAX_LIMIT), ..Filter::default() };
+        assert_eq!(db.read(|c| list(c, &all, None)).unwrap().len() as u32, MAX_FINISHED);
+    }
+}
