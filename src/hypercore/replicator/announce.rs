@@ -1,0 +1,107 @@
+//! What a peer is told about our side of a core: length, blocks, and answers to its wants.
+
+use super::local::LocalCore;
+use super::peer::Peer;
+use crate::hypercore::messages::{Bitfield, MAX_BITFIELD_WORDS, Message, Range, Sync};
+
+/// The most runs of blocks beyond the contiguous ones that wait to be announced.
+const MAX_HAVES: usize = 64;
+
+impl Peer {
+    /// Blocks that arrived beyond the contiguous ones, to be announced.
+    pub(super) fn have(&mut self, start: u64, length: u64) {
+        if let Some((last, count)) = self.haves.last_mut()
+            && *last + *count == start
+        {
+            *count += length;
+        } else if self.haves.len() < MAX_HAVES {
+            self.haves.push((start, length));
+        }
+    }
+
+    /// Puts out what the peer does not know of us yet.
+    pub(super) fn announce(&mut self, core: &impl LocalCore) {
+        let sync = self.sync(core);
+        if self.must_send(&sync) {
+            self.sent_sync = Some(sync);
+            self.out.push(Message::Sync(sync));
+        }
+        if !self.role.uploading {
+            self.announced = 0;
+            self.haves.clear();
+            self.wants.clear();
+            return;
+        }
+        let contiguous = core.contiguous_length().min(core.length());
+        if contiguous > self.announced {
+            self.announced = contiguous;
+            // A peer that has them all is told only when we have the whole log, as in the reference.
+            if contiguous == core.length() || self.bits.contiguous() < contiguous {
+                self.put_range(0, contiguous);
+            }
+        }
+        for (start, length) in std::mem::take(&mut self.haves) {
+            if start + length > contiguous && self.remote.is_none_or(|remote| remote.downloading) {
+                self.put_range(start, length);
+            }
+        }
+        // One at a time: each may take as long as a bitfield is.
+        if let Some(want) = self.wants.pop_front() {
+            self.answer_want(want.start, want.length, want.any, core);
+        }
+    }
+
+    fn sync(&self, core: &impl LocalCore) -> Sync {
+        let known = self.remote.filter(|remote| remote.fork == core.fork());
+        let remote_length = known.map_or(0, |remote| remote.length);
+        let same_fork = self.remote.is_none() || known.is_some();
+        Sync {
+            fork: core.fork(),
+            length: core.length(),
+            remote_length,
+            can_upgrade: same_fork && core.can_upgrade_from(remote_length),
+            uploading: self.role.uploading,
+            downloading: self.role.downloading,
+            has_manifest: core.has_manifest(),
+            allow_push: false,
+        }
+    }
+
+    /// A peer that is as long as we are or longer has no use for hearing its own length.
+    fn must_send(&self, now: &Sync) -> bool {
+        let Some(sent) = self.sent_sync else { return true };
+        let told = Sync { remote_length: now.remote_length, can_upgrade: now.can_upgrade, ..sent };
+        told != *now || now.length > now.remote_length && sent != *now
+    }
+
+    fn put_range(&mut self, start: u64, length: u64) {
+        self.out.push(Message::Range(Range { drop: false, start, length }));
+    }
+
+    fn answer_want(&mut self, start: u64, length: u64, any: bool, core: &impl LocalCore) {
+        let contiguous = core.contiguous_length().min(core.length());
+        let end = start.saturating_add(length).min(core.length());
+        if contiguous == core.length() || end <= contiguous || any && start < contiguous {
+            if contiguous > 0 {
+                self.put_range(0, contiguous);
+            }
+            return;
+        }
+        if any {
+            if let Some(index) = (start..end).find(|index| core.has(*index)) {
+                self.put_range(index, 1);
+            }
+            return;
+        }
+        let start = start / 32 * 32;
+        let end = end.min(start + MAX_BITFIELD_WORDS as u64 * 32);
+        let mut words = Vec::with_capacity((end.saturating_sub(start) as usize).div_ceil(32));
+        for first in (start..end).step_by(32) {
+            let set = |bit: &u32| core.has(first + u64::from(*bit));
+            words.push((0..32).filter(set).fold(0, |word, bit| word | 1 << bit));
+        }
+        if words.iter().any(|word| *word != 0) {
+            self.out.push(Message::Bitfield(Bitfield { start, words }));
+        }
+    }
+}
