@@ -1,12 +1,16 @@
 //! Catalogs: this node's own feed, peers' feeds, and what they say when replayed.
 
+mod book;
 mod entry;
 mod list;
+mod plan;
 mod search;
 mod view;
 
+pub use book::Book;
 pub use entry::BookEntry;
 pub use list::{ListOptions, Page};
+pub use plan::Changes;
 pub use view::{Feed, MAX_BOOKS};
 
 use crate::error::{Error, ErrorCode};

@@ -242,3 +242,11 @@ pub(super) fn entry_json(
         .prepare_cached("SELECT entry FROM catalog_books WHERE feed = ?1 AND book_id = ?2")?;
     Ok(statement.query_row(params![number, book_id], |row| row.get(0)).optional()?)
 }
+
+/// The ids of every book in a catalog.
+pub(super) fn book_ids(connection: &Connection, number: i64) -> Result<Vec<String>, StoreError> {
+    let mut statement =
+        connection.prepare_cached("SELECT book_id FROM catalog_books WHERE feed = ?1")?;
+    let rows = statement.query_map([number], |row| row.get(0))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}

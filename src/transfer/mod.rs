@@ -1,6 +1,7 @@
 //! One book on its way: asking, allowing, sending, receiving, putting it in its place.
 
 mod filename;
+mod landing;
 mod library;
 pub mod message;
 mod progress;

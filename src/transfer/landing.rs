@@ -1,0 +1,189 @@
+//! A whole, verified file goes to its place: synced, under a safe name, never over another file.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::filename;
+
+/// How many names are tried before giving up.
+const MAX_NAMES: u32 = 999;
+/// What stays free beside the book, in bytes.
+const MARGIN: u64 = 1024 * 1024;
+
+/// The folder and the name that a book goes to.
+///
+/// `save_to` is the receiver's choice: an existing folder, or a path that ends with a separator, is a
+/// folder; anything else is the whole path. Without it, the book goes to `default_folder`.
+pub(super) fn target(
+    save_to: Option<&Path>,
+    default_folder: &Path,
+    name: String,
+) -> (PathBuf, String) {
+    let Some(path) = save_to else { return (default_folder.to_owned(), name) };
+    let ends_with_separator = path
+        .as_os_str()
+        .as_encoded_bytes()
+        .last()
+        .is_some_and(|b| std::path::is_separator(*b as char));
+    if ends_with_separator || path.is_dir() {
+        return (path.to_owned(), name);
+    }
+    match (path.parent(), path.file_name()) {
+        (Some(folder), Some(chosen)) => (folder.to_owned(), chosen.to_string_lossy().into_owned()),
+        _ => (path.to_owned(), name),
+    }
+}
+
+/// The first of `name`, `name (2)`, … that does not exist in `folder`. Creates the folder.
+pub(super) fn free_path(folder: &Path, name: &str) -> io::Result<PathBuf> {
+    fs::create_dir_all(folder)?;
+    (1..=MAX_NAMES)
+        .map(|n| folder.join(filename::numbered(name, n)))
+        .find(|path| fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::AlreadyExists, "every name is taken"))
+}
+
+/// Moves `part` to `path`. Afterwards both the file and its name are on disk. Fails with
+/// [`io::ErrorKind::AlreadyExists`] rather than replace a file.
+pub(super) fn place(part: &Path, path: &Path) -> io::Result<()> {
+    sync(part)?;
+    match move_new(part, path) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            let near = near_path(part, path);
+            let copied = copy_synced(part, &near).and_then(|()| move_new(&near, path));
+            if copied.is_err() {
+                // The error that matters is the one above.
+                let _ = fs::remove_file(&near);
+            }
+            copied?;
+            fs::remove_file(part)?;
+        }
+        other => other?,
+    }
+    sync_folder(path)
+}
+
+/// A hidden file beside `path`, named after the transfer.
+fn near_path(part: &Path, path: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(part.file_name().unwrap_or_default());
+    path.with_file_name(name)
+}
+
+fn copy_synced(from: &Path, to: &Path) -> io::Result<()> {
+    fs::copy(from, to)?;
+    sync(to)
+}
+
+/// Renames without replacing. A hard link is the one portable way that cannot race; file systems
+/// without links get a check and a rename.
+fn move_new(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::hard_link(from, to) {
+        Ok(()) => fs::remove_file(from),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::AlreadyExists
+                    | io::ErrorKind::CrossesDevices
+                    | io::ErrorKind::NotFound
+                    | io::ErrorKind::StorageFull
+            ) =>
+        {
+            Err(error)
+        }
+        Err(_) if fs::symlink_metadata(to).is_ok() => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(_) => fs::rename(from, to),
+    }
+}
+
+fn sync(path: &Path) -> io::Result<()> {
+    // Windows flushes only what is open for writing.
+    File::options().read(true).write(true).open(path)?.sync_all()
+}
+
+#[cfg(unix)]
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+#[cfg(not(unix))]
+fn sync_folder(_path: &Path) -> io::Result<()> {
+    Ok(()) // there is no such call; NTFS journals the name
+}
+
+/// Whether the file system that holds `folder` (or will) has room for `bytes` more.
+pub(super) fn has_room(folder: &Path, bytes: u64) -> bool {
+    let existing = folder.ancestors().find(|path| path.is_dir());
+    // When the question cannot be asked, writing will tell.
+    existing
+        .and_then(|path| fs4::available_space(path).ok())
+        .is_none_or(|free| free >= bytes.saturating_add(MARGIN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(path: &Path, text: &str) {
+        fs::write(path, text).unwrap();
+    }
+
+    #[test]
+    fn a_file_never_replaces_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let (part, taken) = (dir.path().join("x.part"), dir.path().join("a.epub"));
+        file(&part, "new");
+        file(&taken, "old");
+        let refused = place(&part, &taken).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
+        let free = free_path(dir.path(), "a.epub").unwrap();
+        assert_eq!(free.file_name().unwrap(), "a (2).epub");
+        place(&part, &free).unwrap();
+        assert_eq!(fs::read_to_string(&taken).unwrap(), "old");
+        assert_eq!(fs::read_to_string(&free).unwrap(), "new");
+        assert!(!part.exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_dangling_link_counts_as_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/nowhere", dir.path().join("a.epub")).unwrap();
+        let free = free_path(dir.path(), "a.epub").unwrap();
+        assert_eq!(free.file_name().unwrap(), "a (2).epub");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_file_moves_across_devices() {
+        let here = tempfile::tempdir().unwrap();
+        let Ok(there) = tempfile::tempdir_in("/dev/shm") else { return };
+        let (part, path) = (here.path().join("x.part"), there.path().join("a.epub"));
+        file(&part, "book");
+        place(&part, &path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "book");
+        assert!(!part.exists());
+        assert_eq!(fs::read_dir(there.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_receiver_chooses_a_folder_or_a_whole_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let books = Path::new("books");
+        let choose = |save_to: Option<&Path>| target(save_to, books, "n.epub".into());
+        assert_eq!(choose(None), (books.to_owned(), "n.epub".into()));
+        assert_eq!(choose(Some(dir.path())), (dir.path().to_owned(), "n.epub".into()));
+        let slash = PathBuf::from(format!("{}/new/", dir.path().display()));
+        assert_eq!(choose(Some(&slash)), (slash.clone(), "n.epub".into()));
+        let whole = dir.path().join("mine.epub");
+        assert_eq!(choose(Some(&whole)), (dir.path().to_owned(), "mine.epub".into()));
+    }
+
+    #[test]
+    fn no_disk_has_room_for_everything() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(has_room(&dir.path().join("not/yet"), 1));
+        assert!(!has_room(dir.path(), u64::MAX / 2));
+    }
+}
