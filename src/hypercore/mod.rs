@@ -1,4 +1,27 @@
 //! Append-only logs that anybody can verify: the merkle tree, its proofs, and replication.
+//!
+//! A [`Core`] is one log, wire and hash compatible with npm hypercore 11. Where its bytes are kept is
+//! behind [`Storage`]; the implementation over the node's database is `store::cores`.
 
+pub mod bitfield;
+mod core;
+mod error;
+pub mod flat_tree;
+pub mod manifest;
+mod memory;
 pub mod messages;
 pub mod replicator;
+mod node;
+pub mod proof;
+pub mod static_core;
+pub mod storage;
+
+pub use self::core::{
+    Applied, BlockSource, Core, CoreChange, CreateOptions, FileAccess, OpenOptions, Position,
+};
+pub use error::{ApplyError, CoreError};
+pub use manifest::{Manifest, Prologue, Signer};
+pub use memory::{Damage, MemoryStorage};
+pub use messages::{Data, Node, Request};
+pub use static_core::{BLOCK_SIZE, StaticTree};
+pub use storage::{Storage, StorageError};
