@@ -1,0 +1,230 @@
+//! Keeping a server announced: at three nodes close to its key, which pass handshakes on to it
+//! (`hyperdht` `lib/announcer.js`).
+//!
+//! The nodes are pinged every 3 s. That keeps a NAT's mapping towards them alive, and shows when one
+//! of them is gone or sees us at another address; then, and every 5 minutes, we announce anew.
+
+use std::collections::HashSet;
+use std::net::{SocketAddr, SocketAddrV4};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::messages::commands;
+use super::messages::handshake::RelayInfo;
+use super::messages::records::Announce;
+use super::node::Inner;
+use super::rpc::io::{Attempts, Reply};
+use super::rpc::message::NodeId;
+use super::rpc::query::{Query, QueryOptions};
+use super::rpc::{Call, Rpc};
+use crate::crypto::KeyPair;
+use crate::sync::lock;
+
+/// Nodes that pass handshakes on to a server.
+const RELAYS: usize = 3;
+/// How often they are pinged.
+const PING_INTERVAL: Duration = Duration::from_secs(3);
+/// After how many pings a server announces itself anew: about 5 minutes.
+const PINGS: usize = 100;
+/// The longest pause while no node took the announcement.
+const MAX_RETRY: Duration = Duration::from_secs(30);
+/// How long changes of our address may pile up before they are acted on.
+const SETTLE: Duration = Duration::from_millis(50);
+/// How long unannouncing may take when a server closes.
+const UNANNOUNCE_TIMEOUT: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Default)]
+struct State {
+    relays: Vec<RelayInfo>,
+    /// What clients are told to try first next time.
+    relay_addresses: Vec<SocketAddrV4>,
+    closest: Vec<SocketAddrV4>,
+}
+
+/// One server's announcements.
+#[derive(Debug)]
+pub(crate) struct Announcer {
+    keys: KeyPair,
+    target: NodeId,
+    state: Mutex<State>,
+    /// Counts finished rounds.
+    rounds: watch::Sender<u64>,
+}
+
+impl Announcer {
+    pub(crate) fn new(keys: KeyPair, target: NodeId) -> Self {
+        Self { keys, target, state: Mutex::default(), rounds: watch::Sender::new(0) }
+    }
+
+    /// The nodes that pass handshakes on, and where they see us.
+    pub(crate) fn relays(&self) -> Vec<RelayInfo> {
+        lock(&self.state).relays.clone()
+    }
+
+    /// Addresses to tell others, at which a handshake reaches us or is passed on.
+    pub(crate) fn relay_addresses(&self) -> Vec<SocketAddrV4> {
+        lock(&self.state).relay_addresses.clone()
+    }
+
+    /// Waits until the first round is over, whether or not a node took the announcement.
+    pub(crate) async fn announced(&self) {
+        // The sender lives as long as we do.
+        let _ = self.rounds.subscribe().wait_for(|rounds| *rounds > 0).await;
+    }
+
+    /// Announces until cancelled.
+    pub(crate) async fn run(&self, inner: &Arc<Inner>) {
+        let mut changes = inner.rpc.network_changes.subscribe();
+        let mut retry = PING_INTERVAL;
+        loop {
+            changes.mark_unchanged();
+            self.announce(&inner.rpc).await;
+            self.rounds.send_modify(|rounds| *rounds += 1);
+            if lock(&self.state).relays.is_empty() {
+                tokio::select! {
+                    () = tokio::time::sleep(retry) => {}
+                    _ = changes.changed() => tokio::time::sleep(SETTLE).await,
+                }
+                retry = (retry * 2).min(MAX_RETRY);
+                continue;
+            }
+            retry = PING_INTERVAL;
+            for _ in 0..PINGS {
+                tokio::select! {
+                    () = tokio::time::sleep(PING_INTERVAL) => {}
+                    _ = changes.changed() => {
+                        tokio::time::sleep(SETTLE).await;
+                        break;
+                    }
+                }
+                if !self.ping_relays(&inner.rpc).await {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Whether all relays answer and see us where they did.
+    async fn ping_relays(&self, rpc: &Arc<Rpc>) -> bool {
+        let mut pings = JoinSet::new();
+        for relay in self.relays() {
+            let rpc = Arc::clone(rpc);
+            pings.spawn(async move {
+                match rpc.ping(relay.relay_address.into()).await {
+                    Ok(Some(seen)) if seen != relay.peer_address => {
+                        tracing::debug!(was = %relay.peer_address, is = %seen, "our address drifted");
+                        false
+                    }
+                    Ok(_) => true,
+                    Err(_) => false,
+                }
+            });
+        }
+        let mut all_well = true;
+        while let Some(outcome) = pings.join_next().await {
+            all_well &= outcome.unwrap_or(false);
+        }
+        all_well
+    }
+
+    /// One round: find the closest nodes, announce at the best three, leave the others.
+    async fn announce(&self, rpc: &Arc<Rpc>) {
+        let nodes = lock(&self.state).closest.clone();
+        let call = Call::new(commands::FIND_PEER, None, None);
+        let options = QueryOptions { nodes, ..QueryOptions::default() };
+        let replies = Query::new(Arc::clone(rpc), self.target, call, options).finish().await;
+
+        let mut commits = JoinSet::new();
+        for reply in replies.iter().take(RELAYS) {
+            let (rpc, reply) = (Arc::clone(rpc), Arc::clone(reply));
+            let (keys, target) = (self.keys.clone(), self.target);
+            commits.spawn(async move { commit(&rpc, &keys, target, Vec::new(), &reply).await });
+        }
+        let mut relays = Vec::new();
+        while let Some(outcome) = commits.join_next().await {
+            relays.extend(outcome.ok().flatten());
+        }
+        let mut relay_addresses: Vec<SocketAddrV4> = rpc.remote_address().into_iter().collect();
+        relay_addresses.extend(relays.iter().map(|relay| relay.relay_address));
+        relay_addresses.truncate(RELAYS);
+        tracing::debug!(relays = relays.len(), "announced a server");
+
+        let kept: HashSet<SocketAddrV4> = relays.iter().map(|relay| relay.relay_address).collect();
+        let closest = replies.iter().filter_map(|reply| v4(reply.from)).collect();
+        let before = {
+            let mut state = lock(&self.state);
+            std::mem::replace(&mut *state, State { relays, relay_addresses, closest }).relays
+        };
+        let left = before.into_iter().map(|relay| relay.relay_address);
+        self.unannounce(rpc, left.filter(|address| !kept.contains(address)).collect()).await;
+    }
+
+    /// Takes the announcement back from all nodes that have it, for at most 2 s.
+    pub(crate) async fn stop(&self, rpc: &Arc<Rpc>) {
+        let state = std::mem::take(&mut *lock(&self.state));
+        let relays = state.relays.into_iter().map(|relay| relay.relay_address).collect();
+        // What could not be taken back ends by itself after 20 minutes.
+        let _ = tokio::time::timeout(UNANNOUNCE_TIMEOUT, self.unannounce(rpc, relays)).await;
+    }
+
+    async fn unannounce(&self, rpc: &Arc<Rpc>, nodes: Vec<SocketAddrV4>) {
+        let mut requests = JoinSet::new();
+        for node in nodes {
+            let rpc = Arc::clone(rpc);
+            let (keys, target) = (self.keys.clone(), self.target);
+            requests.spawn(async move {
+                let find = Call::new(commands::FIND_PEER, Some(target), None);
+                let Ok(reply) = rpc.request(node.into(), find, Attempts::default()).await else {
+                    return;
+                };
+                if reply.value.is_some() {
+                    unannounce_at(&rpc, &keys, target, &reply).await;
+                }
+            });
+        }
+        while requests.join_next().await.is_some() {}
+    }
+}
+
+/// Announces at the node that gave `reply`. Returns it as a relay when it accepted.
+pub(crate) async fn commit(
+    rpc: &Rpc,
+    keys: &KeyPair,
+    target: NodeId,
+    relay_addresses: Vec<SocketAddrV4>,
+    reply: &Reply,
+) -> Option<RelayInfo> {
+    let (id, token) = (reply.id?, reply.token?);
+    let announce =
+        Announce::signed(commands::ANNOUNCE, keys, relay_addresses, &target, &id, &token);
+    let value = Some(announce.encode().into());
+    let call = Call::new(commands::ANNOUNCE, Some(target), value).with_token(token);
+    let answer = rpc.request(reply.from, call, Attempts::default()).await.ok()?;
+    if answer.error != 0 {
+        return None;
+    }
+    let peer_address = answer.to.or(reply.to)?;
+    Some(RelayInfo { relay_address: v4(reply.from)?, peer_address })
+}
+
+/// Takes an announcement back at the node that gave `reply`.
+pub(crate) async fn unannounce_at(rpc: &Rpc, keys: &KeyPair, target: NodeId, reply: &Reply) {
+    let (Some(id), Some(token)) = (reply.id, reply.token) else { return };
+    let unannounce =
+        Announce::signed(commands::UNANNOUNCE, keys, Vec::new(), &target, &id, &token);
+    let value = Some(unannounce.encode().into());
+    let call = Call::new(commands::UNANNOUNCE, Some(target), value).with_token(token);
+    if let Err(error) = rpc.request(reply.from, call, Attempts::default()).await {
+        tracing::debug!(node = %reply.from, %error, "an announcement was not taken back");
+    }
+}
+
+fn v4(address: SocketAddr) -> Option<SocketAddrV4> {
+    match address {
+        SocketAddr::V4(v4) => Some(v4),
+        SocketAddr::V6(_) => None,
+    }
+}

@@ -1,0 +1,284 @@
+//! Connecting to a peer by its key (`hyperdht` `lib/connect.js`).
+//!
+//! Nodes at which the peer announced itself pass our handshake on. It is the same message for each of
+//! them, and the first answer counts. Then the streams of both sides need a path: see [`super::route`].
+
+use std::collections::{HashSet, VecDeque};
+use std::net::{SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::task::JoinSet;
+
+use super::connection::{Connection, Established};
+use super::error::ConnectError;
+use super::messages::handshake::{Handshake, NoisePayload, UdxInfo, VERSION};
+use super::messages::records::PeerRecord;
+use super::messages::{FirewallKind, Mode, commands};
+use super::node::Inner;
+use super::noise;
+use super::options::ConnectOptions;
+use super::rpc::Call;
+use super::rpc::io::{Attempts, RequestError};
+use super::rpc::message::NodeId;
+use super::rpc::query::{Query, QueryOptions};
+use super::rpc::socket::Socket;
+use super::store::target_of;
+use crate::crypto::{KeyPair, PublicKey};
+use crate::sync::lock;
+use crate::udx::StreamOptions;
+
+/// Handshakes in flight at once.
+const PARALLEL: usize = 3;
+/// Nodes asked to pass a handshake on.
+const MAX_ASKED: usize = 8;
+/// How often to begin anew when somebody on the way answers with garbage.
+const MAX_BAD_REPLIES: usize = 3;
+
+/// The answer to our handshake.
+pub(crate) struct HandshakeAnswer {
+    /// Whom we asked: a node that passes handshakes on, or the server itself.
+    pub via: SocketAddr,
+    /// The server's address as `via` sees it.
+    pub server: SocketAddr,
+    /// Our address as `via` sees it.
+    pub client: Option<SocketAddrV4>,
+    pub is_relayed: bool,
+    /// The socket through which we asked.
+    pub socket: Socket,
+    noise: Vec<u8>,
+}
+
+enum Asked {
+    Answered(Box<HandshakeAnswer>),
+    /// It does not know the server.
+    NoRoute,
+    Silent(SocketAddr),
+    Failed(ConnectError),
+}
+
+enum Failure {
+    /// This node answered with something that is not from the server.
+    BadReply(SocketAddr),
+    Final(ConnectError),
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        Self::Final(error)
+    }
+}
+
+impl From<RequestError> for ConnectError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::Timeout => Self::Timeout,
+            RequestError::Busy => Self::Busy,
+            RequestError::Closed => Self::Closed,
+        }
+    }
+}
+
+pub(crate) struct Connector {
+    pub inner: Arc<Inner>,
+    pub keys: KeyPair,
+    pub remote: PublicKey,
+    pub options: ConnectOptions,
+}
+
+impl Connector {
+    pub(crate) async fn connect(self) -> Result<Connection, ConnectError> {
+        let cancel = self.inner.rpc.cancel.clone();
+        tokio::select! {
+            () = cancel.cancelled() => Err(ConnectError::Closed),
+            outcome = tokio::time::timeout(self.options.timeout, self.run()) => {
+                outcome.unwrap_or(Err(ConnectError::Timeout))
+            }
+        }
+    }
+
+    async fn run(&self) -> Result<Connection, ConnectError> {
+        let mut excluded = HashSet::new();
+        for _ in 0..MAX_BAD_REPLIES {
+            match self.attempt(&excluded).await {
+                Ok(connection) => return Ok(connection),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::BadReply(from)) => {
+                    tracing::debug!(%from, "a node answered a handshake with garbage");
+                    excluded.insert(from);
+                }
+            }
+        }
+        Err(ConnectError::InvalidHandshake)
+    }
+
+    async fn attempt(&self, excluded: &HashSet<SocketAddr>) -> Result<Connection, Failure> {
+        let inner = &self.inner;
+        let raw = inner.udx.create_stream(StreamOptions::default());
+        let first_packet = raw.on_first_packet();
+        let mut handshake = noise::initiator(&self.keys, &self.remote)
+            .map_err(|_| ConnectError::InvalidHandshake)?;
+        let public = inner.rpc.remote_address();
+        let mut addresses4: Vec<SocketAddrV4> = public.into_iter().collect();
+        addresses4.extend(inner.local_addresses());
+        let payload = NoisePayload {
+            version: VERSION,
+            firewall: if public.is_some() { FirewallKind::Open } else { FirewallKind::Unknown },
+            addresses4,
+            udx: Some(UdxInfo { reusable_socket: false, id: raw.local_id(), seq: 0 }),
+            has_secret_stream: true,
+            ..NoisePayload::default()
+        };
+        let message =
+            handshake.write(&payload.encode()).map_err(|_| ConnectError::InvalidHandshake)?;
+        let answer = self.exchange(message, excluded).await?;
+
+        let bad = || Failure::BadReply(answer.via);
+        let payload = handshake.read(&answer.noise).map_err(|_| bad())?;
+        let payload = NoisePayload::decode(&payload).map_err(|_| bad())?;
+        if payload.version != VERSION {
+            return Err(ConnectError::Incompatible("it speaks another version").into());
+        }
+        if payload.error != 0 {
+            return Err(ConnectError::Incompatible("it ended the handshake").into());
+        }
+        let Some(udx) = payload.udx else {
+            return Err(ConnectError::Incompatible("it names no stream").into());
+        };
+        let session = handshake.finish().map_err(|_| ConnectError::InvalidHandshake)?;
+
+        let is_open = public.is_some();
+        let remote = super::route::connect_stream(
+            inner,
+            &raw,
+            udx.id,
+            &answer,
+            &payload,
+            is_open,
+            first_packet,
+        )
+        .await?;
+        self.remember(&answer, &payload);
+        Ok(Established { raw, session, remote }.into_connection(inner.keep_alive))
+    }
+
+    /// Keeps the nodes that reach the peer for the next time.
+    fn remember(&self, answer: &HandshakeAnswer, payload: &NoisePayload) {
+        let mut addresses: Vec<SocketAddr> = vec![answer.via];
+        addresses.extend(payload.relay_addresses.iter().copied().map(SocketAddr::V4));
+        addresses.dedup();
+        addresses.truncate(PARALLEL);
+        lock(&self.inner.routes).insert(target_of(&self.remote), addresses);
+    }
+
+    /// Sends the handshake over every way that turns up until one answers.
+    async fn exchange(
+        &self,
+        message: Vec<u8>,
+        excluded: &HashSet<SocketAddr>,
+    ) -> Result<HandshakeAnswer, ConnectError> {
+        let inner = &self.inner;
+        let target = target_of(&self.remote);
+        let mut ways: VecDeque<SocketAddr> = self.options.addresses.iter().copied().collect();
+        ways.extend(lock(&inner.store).peer(&target).map(|peer| peer.relay));
+        ways.extend(lock(&inner.routes).get(&target).into_iter().flatten());
+        ways.truncate(MAX_ASKED);
+        let find = Call::new(commands::FIND_PEER, None, None);
+        let options = QueryOptions { retries: 3, ..QueryOptions::default() };
+        let mut query = Some(Query::new(Arc::clone(&inner.rpc), target, find, options));
+        let mut asked: HashSet<SocketAddr> = excluded.clone();
+        let mut silent = Vec::new();
+        let mut requests: JoinSet<Asked> = JoinSet::new();
+        let mut is_known = false;
+
+        loop {
+            while requests.len() < PARALLEL && asked.len() < excluded.len() + MAX_ASKED {
+                let Some(way) = ways.pop_front() else { break };
+                if asked.insert(way) {
+                    requests.spawn(ask(Arc::clone(inner), target, message.clone(), way));
+                }
+            }
+            if requests.is_empty() && query.is_none() {
+                break;
+            }
+            tokio::select! {
+                reply = next_of(&mut query), if query.is_some() => match reply {
+                    None => query = None,
+                    Some(reply) => {
+                        let record = reply.value.as_deref().and_then(|value| PeerRecord::decode(value).ok());
+                        if record.is_some_and(|record| record.public_key == self.remote) {
+                            is_known = true;
+                            ways.push_back(reply.from);
+                        }
+                    }
+                },
+                Some(outcome) = requests.join_next(), if !requests.is_empty() => match outcome {
+                    Ok(Asked::Answered(answer)) => return Ok(*answer),
+                    Ok(Asked::Failed(error)) => return Err(error),
+                    Ok(Asked::Silent(way)) => silent.push(way),
+                    Ok(Asked::NoRoute) | Err(_) => {}
+                },
+            }
+        }
+        if is_known || self.any_alive(silent).await {
+            Err(ConnectError::Unanswered)
+        } else {
+            Err(ConnectError::PeerNotFound)
+        }
+    }
+
+    /// Whether one of the given addresses that did not answer a handshake answers a ping.
+    async fn any_alive(&self, addresses: Vec<SocketAddr>) -> bool {
+        let mut pings = JoinSet::new();
+        for address in addresses {
+            let rpc = Arc::clone(&self.inner.rpc);
+            pings.spawn(async move {
+                let ping = Call::internal(super::rpc::serve::PING, None);
+                rpc.request(address, ping, Attempts::ONCE).await.is_ok()
+            });
+        }
+        while let Some(outcome) = pings.join_next().await {
+            if outcome.unwrap_or(false) {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+async fn next_of(query: &mut Option<Query>) -> Option<Arc<super::rpc::io::Reply>> {
+    match query {
+        Some(query) => query.next().await,
+        None => None,
+    }
+}
+
+/// Sends the handshake to one node, or to the server itself.
+async fn ask(inner: Arc<Inner>, target: NodeId, noise: Vec<u8>, way: SocketAddr) -> Asked {
+    let message = Handshake { mode: Mode::FromClient, noise, peer_address: None, relay_address: None };
+    let value = Some(Bytes::from(message.encode()));
+    let call = Call::new(commands::PEER_HANDSHAKE, Some(target), value);
+    let socket = inner.rpc.socket();
+    let reply =
+        match inner.rpc.request_with(&socket, way, call, Attempts::default(), || {}).await {
+            Ok(reply) => reply,
+            Err(RequestError::Timeout) => return Asked::Silent(way),
+            Err(error) => return Asked::Failed(error.into()),
+        };
+    let Some(handshake) = reply.value.as_deref().and_then(|value| Handshake::decode(value).ok())
+    else {
+        return Asked::NoRoute;
+    };
+    if handshake.mode != Mode::Reply || handshake.noise.is_empty() {
+        return Asked::NoRoute;
+    }
+    let server = handshake.peer_address.map_or(way, SocketAddr::V4);
+    Asked::Answered(Box::new(HandshakeAnswer {
+        via: way,
+        server,
+        client: reply.to,
+        is_relayed: handshake.peer_address.is_some(),
+        socket,
+        noise: handshake.noise,
+    }))
+}

@@ -1,0 +1,145 @@
+//! Finding a path for the stream of a connection once the handshake is done
+//! (`hyperdht` `lib/connect.js` `holepunch`).
+//!
+//! - The server answered us directly: that is the path.
+//! - The server is reachable by anybody: its public address.
+//! - We are: the server sends to us.
+//! - Otherwise both are behind something. On the same network, the server's local address answers a
+//!   ping; without a NAT in between, so does the address that the passing node saw. Whatever answers
+//!   first is the path, and so is a packet of the server's that arrives before.
+
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::addresses::{is_bogon, is_reserved, match_address};
+use super::connect::HandshakeAnswer;
+use super::error::ConnectError;
+use super::messages::FirewallKind;
+use super::messages::handshake::NoisePayload;
+use super::node::Inner;
+use super::rpc::Call;
+use super::rpc::io::{Attempts, RequestError};
+use super::rpc::serve::PING;
+use super::rpc::socket::Socket;
+use crate::udx::{UdxSocket, UdxStream};
+
+/// How long to look for a path.
+const TIMEOUT: Duration = Duration::from_secs(8);
+
+/// How many addresses of a server are tried.
+const MAX_CANDIDATES: usize = 6;
+
+/// Connects `raw` to the server's stream `remote_id`. Returns where it is.
+pub(crate) async fn connect_stream(
+    inner: &Arc<Inner>,
+    raw: &UdxStream,
+    remote_id: u32,
+    answer: &HandshakeAnswer,
+    payload: &NoisePayload,
+    we_are_open: bool,
+    first_packet: impl Future<Output = Option<(UdxSocket, SocketAddr)>>,
+) -> Result<SocketAddr, ConnectError> {
+    if !answer.is_relayed {
+        raw.connect(&answer.socket.udx, remote_id, answer.via);
+        return Ok(answer.via);
+    }
+    let candidates = if payload.firewall == FirewallKind::Open {
+        vec![public_address(payload, answer.server)]
+    } else if we_are_open {
+        Vec::new()
+    } else {
+        candidates(&inner.local_addresses(), answer, payload)
+    };
+    let socket = inner.rpc.socket();
+    let pong = first_pong(inner, &socket, candidates);
+    tokio::pin!(pong, first_packet);
+    let path = async {
+        tokio::select! {
+            Some((udx, address)) = &mut first_packet => Some((udx, address)),
+            Some(address) = &mut pong => Some((socket.udx.clone(), address)),
+            else => None,
+        }
+    };
+    match tokio::time::timeout(TIMEOUT, path).await {
+        Ok(Some((udx, address))) => {
+            raw.connect(&udx, remote_id, address);
+            Ok(address)
+        }
+        Ok(None) | Err(_) => Err(ConnectError::Unreachable),
+    }
+}
+
+/// Where a server is that anybody reaches.
+fn public_address(payload: &NoisePayload, seen: SocketAddr) -> SocketAddr {
+    let public = payload.addresses4.iter().find(|address| !is_bogon(*address.ip()));
+    public.map_or(seen, |address| SocketAddr::V4(*address))
+}
+
+/// Where a server may be that not everybody reaches, likeliest first.
+fn candidates(
+    ours: &[SocketAddrV4],
+    answer: &HandshakeAnswer,
+    payload: &NoisePayload,
+) -> Vec<SocketAddr> {
+    let is_same_network = answer.client.map(|client| IpAddr::V4(*client.ip())) == Some(answer.server.ip());
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    if is_same_network {
+        let usable = payload.addresses4.iter().filter(|address| !is_reserved(*address.ip()));
+        let usable: Vec<SocketAddrV4> = usable.copied().collect();
+        addresses.extend(match_address(ours, &usable).map(SocketAddr::V4));
+        addresses.extend(usable.into_iter().map(SocketAddr::V4));
+    }
+    addresses.insert(addresses.len().min(2), answer.server);
+    let mut seen = std::collections::HashSet::new();
+    addresses.retain(|address| address.port() != 0 && seen.insert(*address));
+    addresses.truncate(MAX_CANDIDATES);
+    addresses
+}
+
+/// The first of `addresses` to answer a ping.
+async fn first_pong(
+    inner: &Arc<Inner>,
+    socket: &Socket,
+    addresses: Vec<SocketAddr>,
+) -> Option<SocketAddr> {
+    let mut pings: JoinSet<Result<SocketAddr, RequestError>> = JoinSet::new();
+    for address in addresses {
+        let (inner, socket) = (Arc::clone(inner), socket.clone());
+        pings.spawn(async move {
+            let ping = Call::internal(PING, None);
+            let attempts = Attempts::default();
+            inner.rpc.request_with(&socket, address, ping, attempts, || {}).await.map(|_| address)
+        });
+    }
+    if pings.is_empty() {
+        // The server comes to us: only a packet of its can end the wait.
+        return std::future::pending().await;
+    }
+    while let Some(outcome) = pings.join_next().await {
+        if let Ok(Ok(address)) = outcome {
+            return Some(address);
+        }
+    }
+    std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn payload(addresses: &[&str]) -> NoisePayload {
+        let addresses4 = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        NoisePayload { addresses4, ..NoisePayload::default() }
+    }
+
+    #[test]
+    fn a_public_address_beats_what_a_node_saw() {
+        let seen: SocketAddr = "5.6.7.8:9".parse().unwrap();
+        let with_public = payload(&["192.168.0.1:1", "8.8.8.8:2"]);
+        assert_eq!(public_address(&with_public, seen), "8.8.8.8:2".parse().unwrap());
+        assert_eq!(public_address(&payload(&["192.168.0.1:1"]), seen), seen);
+    }
+}

@@ -1,0 +1,174 @@
+//! Passing on handshakes and hole punches between peers that do not reach each other yet
+//! (`hyperdht` `lib/router.js`).
+//!
+//! A client asks a node at which the server announced itself; the node passes the request on to the
+//! server under the same transaction id, and the server's answer back. No packet is larger than the
+//! one that caused it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::messages::Mode;
+use super::messages::handshake::Handshake;
+use super::messages::holepunch::Holepunch;
+use super::node::Inner;
+use super::rpc::message::wire_address;
+use super::rpc::{Answer, Incoming};
+use crate::sync::lock;
+
+/// Packets passed on for others, a second.
+pub(crate) const RELAY_RATE: u32 = 1000;
+
+/// Handles a PEER_HANDSHAKE, as its destination or on its way.
+pub(crate) fn on_handshake(inner: &Arc<Inner>, incoming: &Incoming) {
+    let Some(target) = incoming.request.target else { return };
+    let Some(handshake) =
+        incoming.request.value.as_deref().and_then(|value| Handshake::decode(value).ok())
+    else {
+        return;
+    };
+    if handshake.noise.is_empty() {
+        return;
+    }
+    if let Some(server) = inner.server(&target) {
+        let peer = match handshake.mode {
+            Mode::FromClient => None,
+            Mode::FromRelay | Mode::FromSecondRelay if handshake.peer_address.is_some() => {
+                handshake.peer_address
+            }
+            _ => return,
+        };
+        if let Some(noise) = server.on_handshake(&handshake.noise, peer, incoming) {
+            reply_as_server(inner, incoming, &handshake, noise);
+        }
+        return;
+    }
+    let relay = lock(&inner.store).peer(&target).map(|peer| peer.relay);
+    match handshake.mode {
+        Mode::FromClient => match relay {
+            Some(relay) => {
+                let peer_address = Some(wire_address(incoming.from));
+                let forward = Handshake {
+                    mode: Mode::FromRelay,
+                    peer_address,
+                    relay_address: None,
+                    ..handshake
+                };
+                pass_on(inner, incoming, forward.encode(), relay);
+            }
+            // We do not know it: help to find who does.
+            None => inner.rpc.answer(incoming, Answer { closer_nodes: true, ..Answer::default() }),
+        },
+        Mode::FromRelay => {
+            let Some(relay) = relay else { return };
+            let forward = Handshake {
+                mode: Mode::FromSecondRelay,
+                relay_address: Some(wire_address(incoming.from)),
+                ..handshake
+            };
+            pass_on(inner, incoming, forward.encode(), relay);
+        }
+        Mode::FromServer => {
+            let Some(client) = handshake.peer_address else { return };
+            let reply = Handshake {
+                mode: Mode::Reply,
+                peer_address: Some(wire_address(incoming.from)),
+                relay_address: None,
+                ..handshake
+            };
+            pass_back(inner, incoming, reply.encode(), client.into());
+        }
+        Mode::FromSecondRelay | Mode::Reply | Mode::Other(_) => {}
+    }
+}
+
+/// Sends our own server's Noise message back the way the client's came.
+fn reply_as_server(inner: &Inner, incoming: &Incoming, handshake: &Handshake, noise: Vec<u8>) {
+    let from_server = |peer_address| {
+        Handshake { mode: Mode::FromServer, noise: noise.clone(), peer_address, relay_address: None }
+            .encode()
+    };
+    match handshake.mode {
+        Mode::FromClient => {
+            let reply =
+                Handshake { mode: Mode::Reply, noise, peer_address: None, relay_address: None };
+            let value = Some(reply.encode().into());
+            inner.rpc.answer(incoming, Answer { value, ..Answer::default() });
+        }
+        Mode::FromRelay => {
+            inner.rpc.relay(incoming, from_server(handshake.peer_address), incoming.from);
+        }
+        Mode::FromSecondRelay => {
+            let Some(relay) = handshake.relay_address else { return };
+            inner.rpc.relay(incoming, from_server(handshake.peer_address), relay.into());
+        }
+        Mode::FromServer | Mode::Reply | Mode::Other(_) => {}
+    }
+}
+
+/// Handles a PEER_HOLEPUNCH, as its destination or on its way.
+pub(crate) fn on_holepunch(inner: &Arc<Inner>, incoming: &Incoming) {
+    let Some(target) = incoming.request.target else { return };
+    let Some(message) =
+        incoming.request.value.as_deref().and_then(|value| Holepunch::decode(value).ok())
+    else {
+        return;
+    };
+    match message.mode {
+        Mode::FromClient => {
+            let announced = lock(&inner.store).peer(&target).map(|peer| peer.relay);
+            // The client learned the server's address from the handshake's reply: the server may
+            // answer from another socket than it announced itself with.
+            let server = message.peer_address.map(SocketAddr::from).or(announced);
+            let Some(server) = server.filter(|server| server.port() != 0) else { return };
+            let peer_address = Some(wire_address(incoming.from));
+            let forward = Holepunch { mode: Mode::FromRelay, peer_address, ..message };
+            pass_on_any(inner, incoming, forward.encode(), server);
+        }
+        Mode::FromRelay => {
+            let (Some(server), Some(peer)) = (inner.server(&target), message.peer_address) else {
+                return;
+            };
+            if let Some(payload) = server.on_holepunch(message.id, &message.payload, peer, incoming)
+            {
+                let reply = Holepunch {
+                    mode: Mode::FromServer,
+                    id: 0,
+                    payload,
+                    peer_address: message.peer_address,
+                };
+                inner.rpc.relay(incoming, reply.encode(), incoming.from);
+            }
+        }
+        Mode::FromServer => {
+            let Some(client) = message.peer_address else { return };
+            let peer_address = Some(wire_address(incoming.from));
+            let reply = Holepunch { mode: Mode::Reply, peer_address, ..message };
+            pass_back(inner, incoming, reply.encode(), client.into());
+        }
+        Mode::FromSecondRelay | Mode::Reply | Mode::Other(_) => {}
+    }
+}
+
+/// Passes a request on, unless its sender has no IPv4 address to be answered at.
+fn pass_on(inner: &Inner, incoming: &Incoming, value: Vec<u8>, to: SocketAddr) {
+    if incoming.from.is_ipv4() {
+        pass_on_any(inner, incoming, value, to);
+    }
+}
+
+fn pass_on_any(inner: &Inner, incoming: &Incoming, value: Vec<u8>, to: SocketAddr) {
+    if lock(&inner.relay_limit).allow() {
+        inner.rpc.relay(incoming, value, to);
+    } else {
+        tracing::debug!("too many packets to pass on");
+    }
+}
+
+fn pass_back(inner: &Inner, incoming: &Incoming, value: Vec<u8>, client: SocketAddr) {
+    if client.port() == 0 || !lock(&inner.relay_limit).allow() {
+        return;
+    }
+    let answer = Answer { value: Some(value.into()), ..Answer::default() };
+    inner.rpc.answer_to(incoming, client, answer);
+}

@@ -1,0 +1,224 @@
+//! Joining the network, and finding out whether others reach us (`dht-rpc` `_bootstrap`,
+//! `_updateNetworkState`, `_checkIfFirewalled`).
+//!
+//! A node starts firewalled and asks through its client socket. Others that answer to its server
+//! socket, to which it never sent anything, prove that it is open.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use super::io::{Attempts, Reply};
+use super::maintain::MORE_STABLE_TICKS;
+use super::message::{NodeId, node_id};
+use super::nat::{NatSampler, NatView};
+use super::query::{Query, QueryOptions};
+use super::serve::{FIND_NODE, PING, PING_NAT};
+use super::socket::SocketKind;
+use super::{Call, Rpc};
+use crate::sync::lock;
+
+/// How many nodes are asked whether they reach us.
+const PROBES: usize = 5;
+
+/// How long a name may take to resolve.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Rpc {
+    /// The first queries; [`Rpc::ready`] turns true afterwards, whether or not anybody answered.
+    pub(crate) async fn bootstrap(self: Arc<Self>) {
+        let is_forced = self.options.ephemeral == Some(false);
+        let quick = lock(&self.state).firewalled && !is_forced;
+        for _ in 0..2 {
+            let id = lock(&self.state).table.id();
+            let is_reachable = self.first_query(id, quick).await;
+            if !is_reachable && !is_forced {
+                break;
+            }
+            if !self.update_network_state(!is_forced).await {
+                break;
+            }
+        }
+        lock(&self.state).bootstrapped = true;
+        self.ready.send_replace(true);
+    }
+
+    /// Queries for `id`. With `quick`, the first node to answer is asked to ping our server socket
+    /// meanwhile; returns whether that arrived.
+    async fn first_query(self: &Arc<Self>, id: NodeId, quick: bool) -> bool {
+        let mut query = self.find_node(id, QueryOptions { is_background: true, ..Default::default() });
+        let mut probe: Option<oneshot::Receiver<bool>> = None;
+        while let Some(reply) = query.next().await {
+            if quick && probe.is_none() {
+                let (sender, receiver) = oneshot::channel();
+                probe = Some(receiver);
+                let rpc = Arc::clone(self);
+                let to = reply.from;
+                self.spawn(async move {
+                    let call = Call::internal(PING_NAT, Some(rpc.server_port_value()));
+                    let arrived = rpc.request(to, call, Attempts::ONCE).await.is_ok();
+                    let _ = sender.send(arrived);
+                });
+            }
+        }
+        match probe {
+            Some(probe) => probe.await.unwrap_or(false),
+            None => false,
+        }
+    }
+
+    /// A query of this layer, for the nodes closest to `target`.
+    pub(crate) fn find_node(self: &Arc<Self>, target: NodeId, options: QueryOptions) -> Query {
+        Query::new(Arc::clone(self), target, Call::internal(FIND_NODE, None), options)
+    }
+
+    /// Looks around `target` without hurry.
+    pub(crate) async fn background_query(self: Arc<Self>, target: NodeId) {
+        let options = QueryOptions { is_background: true, ..Default::default() };
+        self.find_node(target, options).finish().await;
+    }
+
+    /// The bootstrap nodes' addresses. A node given as `ip@name` is asked at its IP address first.
+    pub(crate) async fn resolve_bootstrap(&self) -> Vec<SocketAddrV4> {
+        let mut addresses = Vec::new();
+        for node in &self.options.bootstrap {
+            if let Some(ip) = node.address {
+                let address = SocketAddrV4::new(ip, node.port);
+                let is_only = node.host.is_none();
+                let ping = Call::internal(PING, None);
+                if is_only || self.request(address.into(), ping, Attempts::default()).await.is_ok() {
+                    addresses.push(address);
+                    continue;
+                }
+            }
+            let Some(host) = &node.host else { continue };
+            let lookup = tokio::net::lookup_host((host.as_str(), node.port));
+            match tokio::time::timeout(RESOLVE_TIMEOUT, lookup).await {
+                Ok(Ok(mut found)) => {
+                    let v4 = found.find_map(|address| match address {
+                        SocketAddr::V4(v4) => Some(v4),
+                        SocketAddr::V6(_) => None,
+                    });
+                    addresses.extend(v4);
+                }
+                Ok(Err(error)) => tracing::debug!(host, %error, "a bootstrap node has no address"),
+                Err(_) => tracing::debug!(host, "looking up a bootstrap node took too long"),
+            }
+        }
+        addresses
+    }
+
+    /// Checks whether others reach us, and if they do stops being firewalled; unless
+    /// `only_firewall`, becomes a persistent node too. Returns whether anything improved.
+    pub(crate) async fn update_network_state(self: &Arc<Self>, only_firewall: bool) -> bool {
+        let (view, was_firewalled) = {
+            let mut state = lock(&self.state);
+            if !state.ephemeral || (only_firewall && !state.firewalled) {
+                return false;
+            }
+            let view = state.nat.view();
+            if !only_firewall {
+                state.stable_ticks = MORE_STABLE_TICKS;
+                state.checked_host = view.host();
+            }
+            (view, state.firewalled)
+        };
+        let NatView::Consistent(address) = view else { return false };
+        let probed = if was_firewalled {
+            match self.probe_firewall(address).await {
+                Some(sampler) => Some(sampler),
+                None => return false,
+            }
+        } else {
+            None
+        };
+        let mut state = lock(&self.state);
+        state.firewalled = false;
+        if !state.ephemeral || state.nat.view() != view {
+            return false;
+        }
+        if let Some(sampler) = probed {
+            state.nat = sampler;
+            state.ephemeral_samples.clear();
+        }
+        let NatView::Consistent(address) = state.nat.view() else { return false };
+        if !only_firewall {
+            state.ephemeral = false;
+        }
+        let id = node_id(address);
+        let is_new = state.table.id() != id;
+        if is_new {
+            state.table.rekey(id);
+        }
+        let (bootstrapped, ephemeral) = (state.bootstrapped, state.ephemeral);
+        drop(state);
+        tracing::debug!(%address, ephemeral, "others reach us");
+        self.network_changes.send_modify(|changes| *changes += 1);
+        if is_new && bootstrapped {
+            self.refresh();
+        }
+        true
+    }
+
+    /// Asks several nodes to answer to our server socket. `None` while firewalled; else what they
+    /// saw, which agrees with `address`' host and our server socket's port.
+    async fn probe_firewall(self: &Arc<Self>, address: SocketAddrV4) -> Option<NatSampler> {
+        let mut nodes: Vec<SocketAddrV4> = {
+            let state = lock(&self.state);
+            let latest = state.table.oldest_first().into_iter().rev();
+            latest.take(PROBES).map(|node| node.address).collect()
+        };
+        if nodes.len() < PROBES {
+            nodes.extend(self.resolve_bootstrap().await);
+        }
+        nodes.sort_unstable();
+        nodes.dedup();
+        if nodes.is_empty() {
+            return None;
+        }
+        let needed = if nodes.len() >= PROBES { 3 } else { 1 };
+        let mut requests = JoinSet::new();
+        for node in nodes {
+            let rpc = Arc::clone(self);
+            requests.spawn(async move {
+                let call = Call::internal(PING_NAT, Some(rpc.server_port_value()));
+                rpc.request(node.into(), call, Attempts::default()).await
+            });
+        }
+        let mut sampler = NatSampler::default();
+        let mut hosts: HashSet<IpAddr> = HashSet::new();
+        let mut arrived = 0;
+        while let Some(outcome) = requests.join_next().await {
+            if let Some((reply, to)) = outcome.ok().and_then(Result::ok).and_then(on_server_socket) {
+                hosts.insert(reply.from.ip());
+                sampler.add(to);
+                arrived += 1;
+            }
+        }
+        let port = self.io.server.local_addr().port();
+        match sampler.view() {
+            NatView::Consistent(seen)
+                if arrived >= needed && seen.ip() == address.ip() && seen.port() == port =>
+            {
+                tracing::debug!(nodes = arrived, hosts = hosts.len(), "nodes reach our server socket");
+                Some(sampler)
+            }
+            _ => None,
+        }
+    }
+
+    /// Our server socket's port, as PING_NAT wants it.
+    fn server_port_value(&self) -> Bytes {
+        Bytes::copy_from_slice(&self.io.server.local_addr().port().to_le_bytes())
+    }
+}
+
+fn on_server_socket(reply: Reply) -> Option<(Reply, SocketAddrV4)> {
+    let to = reply.to?;
+    (reply.socket == SocketKind::Server).then_some((reply, to))
+}

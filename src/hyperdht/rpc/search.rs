@@ -1,0 +1,351 @@
+//! The state of one query: whom to ask next, who answered, when to stop (`dht-rpc` `lib/query.js`).
+//!
+//! No sockets and no clock: [`super::query`] sends what [`Search::next`] names and reports back.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddrV4;
+
+use super::message::{NodeId, node_id};
+use super::table::{K, distance};
+
+/// How many addresses one query remembers. An honest network offers far fewer.
+const MAX_SEEN: usize = 4096;
+
+/// How many nodes that named a dead node are told so.
+const MAX_REFERRERS: usize = 8;
+
+/// Nodes asked at once.
+pub(crate) const CONCURRENCY: usize = 10;
+
+/// Nodes asked at once while cached nodes have not answered yet.
+const SLOW_CONCURRENCY: usize = 3;
+
+#[derive(Debug)]
+enum Seen {
+    /// In line or asked; the nodes that named it.
+    Waiting(Vec<SocketAddrV4>),
+    Done,
+    Down,
+}
+
+/// A node that told us of one that is down, and the one that is down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DownHint {
+    pub to: SocketAddrV4,
+    pub down: SocketAddrV4,
+}
+
+/// What the state of a query asks of its driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Send the query to this node.
+    Visit(SocketAddrV4),
+    /// Nothing to do before something is answered or times out.
+    Wait,
+    /// Cached nodes did not answer: offer the routing table's with [`Search::add`], then continue.
+    NeedTable,
+    /// The query has its result.
+    Finished,
+}
+
+/// A reply among the closest.
+#[derive(Debug, Clone)]
+struct Ranked<T> {
+    id: NodeId,
+    distance: NodeId,
+    reply: T,
+}
+
+/// One query's memory. `T` is what the driver keeps of a reply.
+#[derive(Debug)]
+pub(crate) struct Search<T> {
+    target: NodeId,
+    own_id: NodeId,
+    seen: HashMap<SocketAddrV4, Seen>,
+    /// Nodes in line, by their distance from the target.
+    pending: BTreeMap<NodeId, SocketAddrV4>,
+    closest: Vec<Ranked<T>>,
+    slow: HashSet<SocketAddrV4>,
+    in_flight: usize,
+    concurrency: usize,
+    from_table: bool,
+    slowdown: bool,
+    only_given: bool,
+    successes: usize,
+    errors: usize,
+}
+
+impl<T> Search<T> {
+    /// A query for `target` that starts from nothing; [`Search::add`] gives it nodes. `from_table` is
+    /// false when these are cached from an earlier query.
+    pub(crate) fn new(target: NodeId, own_id: NodeId, from_table: bool) -> Self {
+        Self {
+            target,
+            own_id,
+            seen: HashMap::new(),
+            pending: BTreeMap::new(),
+            closest: Vec::new(),
+            slow: HashSet::new(),
+            in_flight: 0,
+            concurrency: CONCURRENCY,
+            from_table,
+            slowdown: false,
+            only_given: false,
+            successes: 0,
+            errors: 0,
+        }
+    }
+
+    /// How many nodes to ask at once.
+    pub(crate) fn set_concurrency(&mut self, concurrency: usize) {
+        self.concurrency = concurrency;
+    }
+
+    /// Ask only the nodes that were given so far.
+    pub(crate) fn close_to_new_nodes(&mut self) {
+        self.only_given = true;
+        self.from_table = true;
+    }
+
+    pub(crate) fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    pub(crate) fn successes(&self) -> usize {
+        self.successes
+    }
+
+    /// The best replies so far, closest first.
+    pub(crate) fn into_closest(self) -> Vec<T> {
+        self.closest.into_iter().map(|ranked| ranked.reply).collect()
+    }
+
+    /// Offers a node, named by `referrer` when another node did. Returns whether it is close enough
+    /// to be of interest, and the hint to send when it is known to be down.
+    pub(crate) fn add(
+        &mut self,
+        address: SocketAddrV4,
+        referrer: Option<SocketAddrV4>,
+    ) -> (bool, Option<DownHint>) {
+        if self.only_given || address.port() == 0 {
+            return (false, None);
+        }
+        let id = node_id(address);
+        if id == self.own_id {
+            return (true, None);
+        }
+        let is_closer = self.is_closer(&id);
+        let has_room = self.seen.len() < MAX_SEEN;
+        match self.seen.get_mut(&address) {
+            Some(Seen::Done) => {}
+            Some(Seen::Down) => {
+                return (is_closer, referrer.map(|to| DownHint { to, down: address }));
+            }
+            Some(Seen::Waiting(referrers)) => {
+                if let Some(referrer) = referrer.filter(|_| referrers.len() < MAX_REFERRERS) {
+                    referrers.push(referrer);
+                }
+            }
+            None if is_closer && has_room => {
+                self.seen.insert(address, Seen::Waiting(referrer.into_iter().collect()));
+                self.pending.insert(distance(&id, &self.target), address);
+            }
+            None => {}
+        }
+        (is_closer, None)
+    }
+
+    /// What to do now.
+    pub(crate) fn next(&mut self) -> Step {
+        let limit = if self.slowdown { SLOW_CONCURRENCY } else { self.concurrency };
+        while self.in_flight < limit + self.slow.len() {
+            let Some((_, address)) = self.pending.pop_first() else { break };
+            if !self.is_closer(&node_id(address)) {
+                continue;
+            }
+            self.in_flight += 1;
+            return Step::Visit(address);
+        }
+        if !self.from_table && self.successes == 0 && self.errors == 0 {
+            // Give a cached node the chance to know it all before asking widely.
+            self.slowdown = true;
+        }
+        let only_slow = self.slow.len() == self.in_flight && self.closest.len() >= K;
+        if !self.pending.is_empty() || (self.in_flight > 0 && !only_slow) {
+            return Step::Wait;
+        }
+        if !self.from_table && self.successes < K / 4 {
+            self.from_table = true;
+            self.slowdown = false;
+            return Step::NeedTable;
+        }
+        Step::Finished
+    }
+
+    /// A node answered. `id` is given when it is a persistent node; `closer` are the nodes it named.
+    pub(crate) fn answered(
+        &mut self,
+        from: SocketAddrV4,
+        id: Option<NodeId>,
+        is_error: bool,
+        closer: &[SocketAddrV4],
+        reply: T,
+    ) -> Vec<DownHint> {
+        self.settle(from, Seen::Done);
+        if is_error {
+            self.errors += 1;
+        } else {
+            self.successes += 1;
+        }
+        if let Some(id) = id.filter(|id| !is_error && self.is_closer(id)) {
+            self.rank(id, reply);
+        }
+        let mut hints = Vec::new();
+        for address in closer {
+            let (is_closer, hint) = self.add(*address, Some(from));
+            hints.extend(hint);
+            if !is_closer {
+                break;
+            }
+        }
+        if !self.from_table && self.successes + self.errors >= self.concurrency {
+            self.slowdown = false;
+        }
+        hints
+    }
+
+    /// A node did not answer in time: those who named it should know.
+    pub(crate) fn timed_out(&mut self, from: SocketAddrV4) -> Vec<DownHint> {
+        self.errors += 1;
+        match self.settle(from, Seen::Down) {
+            Some(Seen::Waiting(referrers)) => {
+                referrers.into_iter().map(|to| DownHint { to, down: from }).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// A node's first packet was not answered: ask another one meanwhile.
+    pub(crate) fn slow(&mut self, from: SocketAddrV4) {
+        if matches!(self.seen.get(&from), Some(Seen::Waiting(_))) {
+            self.slow.insert(from);
+        }
+    }
+
+    fn settle(&mut self, from: SocketAddrV4, now: Seen) -> Option<Seen> {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.slow.remove(&from);
+        self.seen.insert(from, now)
+    }
+
+    fn is_closer(&self, id: &NodeId) -> bool {
+        match self.closest.get(K - 1) {
+            Some(last) => distance(id, &self.target) < last.distance,
+            None => true,
+        }
+    }
+
+    fn rank(&mut self, id: NodeId, reply: T) {
+        let distance = distance(&id, &self.target);
+        match self.closest.binary_search_by_key(&distance, |ranked| ranked.distance) {
+            Ok(_) => {}
+            Err(index) => {
+                self.closest.insert(index, Ranked { id, distance, reply });
+                self.closest.truncate(K);
+            }
+        }
+        debug_assert!(self.closest.iter().all(|ranked| ranked.id != self.own_id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(index: u16) -> SocketAddrV4 {
+        SocketAddrV4::new([10, 0, (index >> 8) as u8, index as u8].into(), 1000)
+    }
+
+    fn search() -> Search<u16> {
+        Search::new([7; 32], [0; 32], true)
+    }
+
+    #[test]
+    fn at_most_ten_nodes_are_asked_at_once() {
+        let mut search = search();
+        (0..30).for_each(|index| _ = search.add(address(index), None));
+        let visits = (0..20).filter(|_| matches!(search.next(), Step::Visit(_))).count();
+        assert_eq!(visits, CONCURRENCY);
+        assert_eq!(search.next(), Step::Wait);
+    }
+
+    #[test]
+    fn a_query_over_a_hundred_nodes_ends_with_the_twenty_closest() {
+        let mut search = search();
+        let all: Vec<SocketAddrV4> = (0..100).map(address).collect();
+        let _ = search.add(all[0], None);
+        loop {
+            match search.next() {
+                Step::Visit(node) => {
+                    let index = all.iter().position(|known| *known == node).unwrap();
+                    let mut closer = all.clone();
+                    closer.sort_by_key(|node| distance(&node_id(*node), &[7; 32]));
+                    closer.truncate(K);
+                    search.answered(node, Some(node_id(node)), false, &closer, index as u16);
+                }
+                Step::Finished => break,
+                step => panic!("unexpected {step:?}"),
+            }
+        }
+        let mut expected: Vec<u16> = (0..100).collect();
+        expected.sort_by_key(|index| distance(&node_id(address(*index)), &[7; 32]));
+        expected.truncate(K);
+        assert_eq!(search.into_closest(), expected);
+    }
+
+    #[test]
+    fn whoever_named_a_dead_node_is_told() {
+        let mut search = search();
+        let _ = search.add(address(1), None);
+        assert_eq!(search.next(), Step::Visit(address(1)));
+        search.answered(address(1), None, false, &[address(2)], 0);
+        assert_eq!(search.next(), Step::Visit(address(2)));
+        let hint = DownHint { to: address(1), down: address(2) };
+        assert_eq!(search.timed_out(address(2)), vec![hint]);
+        assert_eq!(search.next(), Step::Finished);
+    }
+
+    #[test]
+    fn silent_cached_nodes_lead_back_to_the_table() {
+        let mut search: Search<u16> = Search::new([7; 32], [0; 32], false);
+        let _ = search.add(address(1), None);
+        assert_eq!(search.next(), Step::Visit(address(1)));
+        assert_eq!(search.next(), Step::Wait);
+        search.timed_out(address(1));
+        assert_eq!(search.next(), Step::NeedTable);
+        assert_eq!(search.next(), Step::Finished);
+    }
+
+    #[test]
+    fn a_slow_node_makes_room_for_another() {
+        let mut search = search();
+        (0..11).for_each(|index| _ = search.add(address(index), None));
+        let mut asked = Vec::new();
+        while let Step::Visit(node) = search.next() {
+            asked.push(node);
+        }
+        assert_eq!(asked.len(), CONCURRENCY);
+        search.slow(asked[0]);
+        assert!(matches!(search.next(), Step::Visit(_)));
+    }
+
+    #[test]
+    fn a_node_that_names_endless_others_is_bounded() {
+        let mut search = search();
+        let _ = search.add(address(0), None);
+        assert_eq!(search.next(), Step::Visit(address(0)));
+        let flood: Vec<SocketAddrV4> = (1..20_000).map(address).collect();
+        search.answered(address(0), None, false, &flood, 0);
+        assert!(search.seen.len() <= MAX_SEEN && search.pending() <= MAX_SEEN);
+    }
+}

@@ -1,0 +1,167 @@
+//! What a node answers to packets that arrive (`dht-rpc` `_onrequest`).
+
+use std::net::{SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::io::validated_id;
+use super::message::{Message, NodeId, Request, node_id};
+use super::socket::{Socket, SocketKind};
+use super::{Answer, Incoming, Rpc};
+use crate::encoding::Reader;
+use crate::sync::lock;
+use crate::udx::Datagram;
+
+/// Commands of this layer.
+pub(crate) const PING: u64 = 0;
+pub(crate) const PING_NAT: u64 = 1;
+pub(crate) const FIND_NODE: u64 = 2;
+pub(crate) const DOWN_HINT: u64 = 3;
+pub(crate) const DELAYED_PING: u64 = 4;
+
+/// Error codes of this layer.
+pub(crate) const UNKNOWN_COMMAND: u64 = 1;
+pub(crate) const INVALID_TOKEN: u64 = 2;
+
+/// The longest delay of a delayed ping.
+const MAX_PING_DELAY: Duration = Duration::from_secs(10);
+
+/// Delayed pings that wait at once.
+const MAX_DELAYED_PINGS: usize = 256;
+
+/// Pings that down hints of others may cause at once.
+const MAX_HINTED_CHECKS: usize = 10;
+
+impl Rpc {
+    /// Takes a packet. Responses and this layer's commands are dealt with; a command of the layer
+    /// above is returned. Anything malformed is dropped.
+    pub(crate) fn receive(self: &Arc<Self>, socket: &Socket, datagram: Datagram) -> Option<Incoming> {
+        let from = datagram.from;
+        if from.port() == 0 {
+            return None;
+        }
+        match Message::decode(&datagram.payload) {
+            Ok(Message::Response(response)) => {
+                if let Some(reply) = self.io.on_response(socket.kind, from, response) {
+                    self.heard_from(socket.kind, from, reply.id, reply.to);
+                }
+                None
+            }
+            Ok(Message::Request(request)) => self.on_request(socket, from, request),
+            Err(error) => {
+                tracing::trace!(%from, %error, "a packet that is none of ours");
+                None
+            }
+        }
+    }
+
+    fn on_request(
+        self: &Arc<Self>,
+        socket: &Socket,
+        from: SocketAddr,
+        request: Request,
+    ) -> Option<Incoming> {
+        let incoming = Incoming { request, from, socket: socket.clone() };
+        let request = &incoming.request;
+        if request.token.is_some_and(|token| !self.io.accepts_token(from, &token)) {
+            let closer_nodes = request.target.is_some();
+            self.answer(
+                &incoming,
+                Answer { error: INVALID_TOKEN, token: true, closer_nodes, value: None },
+            );
+            return None;
+        }
+        let id = validated_id(request.id, from);
+        if id.is_some() {
+            self.heard_from(socket.kind, from, id, Some(request.to));
+        }
+        if request.internal {
+            self.on_internal(incoming);
+            return None;
+        }
+        Some(incoming)
+    }
+
+    fn on_internal(self: &Arc<Self>, incoming: Incoming) {
+        let value = incoming.request.value.clone().unwrap_or_default();
+        let mut reader = Reader::new(&value);
+        match incoming.request.command {
+            PING => self.answer(&incoming, Answer::default()),
+            PING_NAT => {
+                // The same host asks at one socket to be answered at another: can it be reached?
+                let Ok(port @ 1..) = reader.u16() else { return };
+                let to = SocketAddr::new(incoming.from.ip(), port);
+                self.answer_to(&incoming, to, Answer::default());
+            }
+            FIND_NODE => {
+                if incoming.request.target.is_some() {
+                    self.answer(&incoming, Answer { closer_nodes: true, ..Answer::default() });
+                }
+            }
+            DOWN_HINT => {
+                let Ok(address) = reader.ipv4_address() else { return };
+                self.on_down_hint(address);
+                self.answer(&incoming, Answer::default());
+            }
+            DELAYED_PING => {
+                let Ok(delay) = reader.u32() else { return };
+                self.on_delayed_ping(incoming, Duration::from_millis(u64::from(delay)));
+            }
+            _ => self.refuse_command(&incoming),
+        }
+    }
+
+    /// Says that we do not know this command, and who may.
+    pub(crate) fn refuse_command(&self, incoming: &Incoming) {
+        let closer_nodes = incoming.request.target.is_some();
+        self.answer(
+            incoming,
+            Answer { error: UNKNOWN_COMMAND, closer_nodes, ..Answer::default() },
+        );
+    }
+
+    fn on_down_hint(self: &Arc<Self>, address: SocketAddrV4) {
+        let id = node_id(address);
+        let mut state = lock(&self.state);
+        if state.checks >= MAX_HINTED_CHECKS {
+            return;
+        }
+        let tick = state.tick;
+        let Some(node) = state.table.get_mut(&id) else { return };
+        if node.pinged < tick || !node.down_hinted {
+            node.down_hinted = true;
+            drop(state);
+            self.check(id);
+        }
+    }
+
+    fn on_delayed_ping(self: &Arc<Self>, incoming: Incoming, delay: Duration) {
+        if delay > MAX_PING_DELAY || self.tasks.len() > MAX_DELAYED_PINGS {
+            return;
+        }
+        let rpc = Arc::clone(self);
+        self.spawn(async move {
+            tokio::time::sleep(delay).await;
+            rpc.answer(&incoming, Answer::default());
+        });
+    }
+
+    /// Learns from a packet: its sender lives, and sees us at `to`.
+    fn heard_from(
+        self: &Arc<Self>,
+        socket: SocketKind,
+        from: SocketAddr,
+        id: Option<NodeId>,
+        to: Option<SocketAddrV4>,
+    ) {
+        let to = to.filter(|to| to.port() != 0 && !to.ip().is_unspecified());
+        let SocketAddr::V4(address) = from else { return };
+        let expected = self.socket().kind;
+        // A view of the socket that we do not speak through says nothing about the other.
+        let sample = to.filter(|_| socket == expected);
+        match id {
+            Some(_) => self.heard_from_node(address, sample),
+            None => self.sample_ephemeral(from, sample),
+        }
+    }
+}

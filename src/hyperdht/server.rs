@@ -1,0 +1,312 @@
+//! Listening under a key pair (`hyperdht` `lib/server.js`).
+//!
+//! A client's handshake is one Noise IK message, passed on by a node or sent directly. The firewall
+//! sees the client's proved key before anything is answered; a refusal is silence. The same message
+//! may come over several nodes and again after a timeout: it is decided once, and each copy gets the
+//! same reply.
+
+use std::net::{SocketAddr, SocketAddrV4};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::announcer::Announcer;
+use super::cache::ExpiringMap;
+use super::connection::{Connection, Established};
+use super::messages::FirewallKind;
+use super::messages::handshake::{NoisePayload, UdxInfo, VERSION};
+use super::messages::records::PeerRecord;
+use super::node::{Handle, Inner};
+use super::noise;
+use super::options::Firewall;
+use super::rpc::Incoming;
+use super::rpc::io::RateLimit;
+use super::rpc::message::NodeId;
+use super::rpc::socket::Socket;
+use super::store::target_of;
+use crate::crypto::{self, KeyPair, PublicKey};
+use crate::secret_stream::Session;
+use crate::sync::lock;
+use crate::udx::{StreamOptions, UdxStream};
+
+/// How long a decided handshake is remembered, and how long a client may take to send its first
+/// packet.
+const HANDSHAKE_AGE: Duration = Duration::from_secs(10);
+/// Decided handshakes that are remembered.
+const MAX_HANDSHAKES: usize = 1024;
+/// Admitted clients that have not sent a packet yet.
+const MAX_HALF_OPEN: usize = 256;
+/// Handshakes decided a second; more are dropped unseen.
+const HANDSHAKE_RATE: u32 = 500;
+/// Connections that wait for [`Server::accept`].
+const MAX_UNACCEPTED: usize = 64;
+
+/// Reasons in a reply.
+const ERROR_NONE: u64 = 0;
+const ERROR_ABORTED: u64 = 1;
+const ERROR_VERSION_MISMATCH: u64 = 2;
+
+/// A server: connections come in under one public key. Dropping it closes it without unannouncing.
+pub struct Server {
+    pub(crate) shared: Arc<ServerShared>,
+    connections: tokio::sync::Mutex<mpsc::Receiver<Connection>>,
+    /// Keeps the node running as long as anything listens on it.
+    _node: Arc<Handle>,
+}
+
+pub(crate) struct ServerShared {
+    keys: KeyPair,
+    pub(crate) target: NodeId,
+    /// What nodes are told of us.
+    pub(crate) record: Bytes,
+    firewall: Firewall,
+    state: Mutex<State>,
+    accepted: mpsc::Sender<Connection>,
+    pub(crate) announcer: Announcer,
+    inner: Arc<Inner>,
+    pub(crate) cancel: CancellationToken,
+}
+
+struct State {
+    /// By the hash of the client's message: our reply, or nothing when it was refused.
+    handshakes: ExpiringMap<Option<Vec<u8>>>,
+    half_open: usize,
+    limit: RateLimit,
+}
+
+impl Server {
+    pub(crate) fn start(node: Arc<Handle>, keys: &KeyPair, firewall: Firewall) -> Self {
+        let inner = Arc::clone(&node.inner);
+        let (accepted, connections) = mpsc::channel(MAX_UNACCEPTED);
+        let public_key = keys.public_key();
+        let target = target_of(&public_key);
+        let record = PeerRecord { public_key, relay_addresses: Vec::new() };
+        let state = State {
+            handshakes: ExpiringMap::new(MAX_HANDSHAKES, HANDSHAKE_AGE),
+            half_open: 0,
+            limit: RateLimit::new(HANDSHAKE_RATE, HANDSHAKE_RATE),
+        };
+        let shared = Arc::new(ServerShared {
+            keys: keys.clone(),
+            target,
+            record: record.encode().into(),
+            firewall,
+            state: Mutex::new(state),
+            accepted,
+            announcer: Announcer::new(keys.clone(), target),
+            cancel: inner.rpc.cancel.child_token(),
+            inner,
+        });
+        let announcing = Arc::clone(&shared);
+        shared.inner.rpc.tasks.spawn(async move {
+            tokio::select! {
+                () = announcing.cancel.cancelled() => {}
+                () = announcing.announcer.run(&announcing.inner) => {}
+            }
+        });
+        Self { shared, connections: tokio::sync::Mutex::new(connections), _node: node }
+    }
+
+    /// The next connection; `None` once the server or its node is closed. Cancel safe. Connections
+    /// that nobody accepts wait, at most 64 of them.
+    pub async fn accept(&self) -> Option<Connection> {
+        let mut connections = self.connections.lock().await;
+        tokio::select! {
+            () = self.shared.cancel.cancelled() => None,
+            connection = connections.recv() => connection,
+        }
+    }
+
+    /// The key under which others connect.
+    #[must_use]
+    pub fn public_key(&self) -> PublicKey {
+        self.shared.keys.public_key()
+    }
+
+    /// Addresses through which a handshake reaches this server: its own, when others reach it, and
+    /// nodes that pass handshakes on. At most 3, empty until [`Server::announced`].
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let addresses = self.shared.announcer.relay_addresses();
+        addresses.into_iter().map(SocketAddr::V4).collect()
+    }
+
+    /// Waits until the first announcement is over, whether or not a node took it. Cancel safe.
+    pub async fn announced(&self) {
+        tokio::select! {
+            () = self.shared.cancel.cancelled() => {}
+            () = self.shared.announcer.announced() => {}
+        }
+    }
+
+    /// Stops listening, and takes the announcement back (for at most 2 s). Connections stay open.
+    /// Idempotent.
+    pub async fn close(&self) {
+        self.shared.close().await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.cancel.cancel();
+        self.shared.inner.remove_server(&self.shared);
+    }
+}
+
+impl ServerShared {
+    pub(crate) async fn close(self: &Arc<Self>) {
+        self.cancel.cancel();
+        self.inner.remove_server(self);
+        self.announcer.stop(&self.inner.rpc).await;
+    }
+
+    /// Decides on a client's Noise message. `relayed_for` is the client's address when a node passed
+    /// the message on. Returns our Noise message, or nothing to say nothing.
+    pub(crate) fn on_handshake(
+        self: &Arc<Self>,
+        noise: &[u8],
+        relayed_for: Option<SocketAddrV4>,
+        incoming: &Incoming,
+    ) -> Option<Vec<u8>> {
+        let key = crypto::hash(&[noise]);
+        {
+            let mut state = lock(&self.state);
+            state.handshakes.sweep();
+            if let Some(decided) = state.handshakes.get(&key) {
+                return decided.clone();
+            }
+            if self.cancel.is_cancelled()
+                || state.half_open >= MAX_HALF_OPEN
+                || !state.limit.allow()
+            {
+                tracing::debug!(from = %incoming.from, "a handshake was dropped");
+                return None;
+            }
+        }
+        let reply = self.decide(noise, relayed_for, incoming);
+        lock(&self.state).handshakes.insert(key, reply.clone());
+        reply
+    }
+
+    fn decide(
+        self: &Arc<Self>,
+        noise: &[u8],
+        relayed_for: Option<SocketAddrV4>,
+        incoming: &Incoming,
+    ) -> Option<Vec<u8>> {
+        let client = relayed_for.map_or(incoming.from, SocketAddr::V4);
+        let mut handshake = noise::responder(&self.keys).ok()?;
+        let payload = handshake.read(noise).ok()?;
+        let payload = NoisePayload::decode(&payload).ok()?;
+        let remote = handshake.remote_public_key()?;
+        // A firewall that panics admits nobody, and must not end the node's receiving.
+        let admitted = catch_unwind(AssertUnwindSafe(|| (self.firewall)(&remote, client)));
+        if !admitted.unwrap_or(false) {
+            tracing::debug!(peer = %remote.short(), %client, "a handshake was refused");
+            return None;
+        }
+        let (error, client_stream) = match payload.udx {
+            _ if payload.version != VERSION => (ERROR_VERSION_MISMATCH, None),
+            None => (ERROR_ABORTED, None),
+            Some(udx) => (ERROR_NONE, Some(udx.id)),
+        };
+        let raw = client_stream.map(|_| self.inner.udx.create_stream(StreamOptions::default()));
+        let is_relayed = relayed_for.is_some();
+        let is_same_network =
+            is_relayed && client.ip() == SocketAddr::V4(incoming.request.to).ip();
+        let public = self.inner.rpc.remote_address();
+        let mut addresses4: Vec<SocketAddrV4> = public.into_iter().collect();
+        addresses4.extend(self.inner.local_addresses());
+        let reply = NoisePayload {
+            version: VERSION,
+            error,
+            firewall: if public.is_some() { FirewallKind::Open } else { FirewallKind::Unknown },
+            holepunch: match public {
+                Some(_) => None,
+                None => self.holepunch_info(is_same_network),
+            },
+            addresses4,
+            addresses6: Vec::new(),
+            udx: Some(UdxInfo {
+                reusable_socket: false,
+                id: raw.as_ref().map_or(0, UdxStream::local_id),
+                seq: 0,
+            }),
+            has_secret_stream: true,
+            relay_through: None,
+            relay_addresses: self.announcer.relay_addresses(),
+        };
+        let message = handshake.write(&reply.encode()).ok()?;
+        if let Some((raw, remote_id)) = raw.zip(client_stream) {
+            let session = handshake.finish().ok()?;
+            tracing::debug!(peer = %remote.short(), %client, is_relayed, "a handshake was admitted");
+            if !is_relayed {
+                let route = (incoming.socket.clone(), client);
+                self.open(raw, session, remote_id, Some(route));
+            } else if payload.firewall == FirewallKind::Open {
+                self.open(raw, session, remote_id, Some((self.inner.rpc.socket(), client)));
+            } else {
+                self.open(raw, session, remote_id, None);
+            }
+        }
+        Some(message)
+    }
+
+    /// Connects an admitted client's stream: over `route`, or over whatever brings its first packet.
+    fn open(
+        self: &Arc<Self>,
+        raw: UdxStream,
+        session: Session,
+        remote_id: u32,
+        route: Option<(Socket, SocketAddr)>,
+    ) {
+        let half_open = HalfOpen::new(self);
+        let first_packet = raw.on_first_packet();
+        if let Some((socket, client)) = route {
+            raw.connect(&socket.udx, remote_id, client);
+            half_open.deliver(raw, session, client);
+            return;
+        }
+        self.inner.rpc.spawn(async move {
+            match tokio::time::timeout(HANDSHAKE_AGE, first_packet).await {
+                Ok(Some((socket, client))) => {
+                    raw.connect(&socket, remote_id, client);
+                    half_open.deliver(raw, session, client);
+                }
+                Ok(None) => {}
+                Err(_) => tracing::debug!("an admitted client never sent a packet"),
+            }
+        });
+    }
+}
+
+/// Counts an admitted client until its stream is handed out or given up.
+struct HalfOpen {
+    server: Arc<ServerShared>,
+}
+
+impl HalfOpen {
+    fn new(server: &Arc<ServerShared>) -> Self {
+        lock(&server.state).half_open += 1;
+        Self { server: Arc::clone(server) }
+    }
+
+    fn deliver(self, raw: UdxStream, session: Session, remote: SocketAddr) {
+        let established = Established { raw, session, remote };
+        let connection = established.into_connection(self.server.inner.keep_alive);
+        if self.server.accepted.try_send(connection).is_err() {
+            tracing::warn!("a connection was dropped because nobody accepts connections");
+        }
+    }
+}
+
+impl Drop for HalfOpen {
+    fn drop(&mut self) {
+        let mut state = lock(&self.server.state);
+        state.half_open = state.half_open.saturating_sub(1);
+    }
+}

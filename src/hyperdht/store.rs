@@ -1,0 +1,347 @@
+//! What a persistent node keeps for others (`hyperdht` `lib/persistent.js`).
+//!
+//! Everything is bounded in number and in time, and signed by its owner. Values travel in one packet,
+//! so their size is bounded by the socket's.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+
+use super::cache::{ExpiringMap, Key};
+use super::messages::commands;
+use super::messages::records::{Announce, LookupReply, MutablePut, MutableValue, PeerRecord};
+use super::rpc::message::{NodeId, Token};
+use crate::crypto::{self, PublicKey};
+use crate::encoding::Reader;
+
+const RECORD_AGE: Duration = Duration::from_secs(20 * 60);
+const VALUE_AGE: Duration = Duration::from_secs(48 * 60 * 60);
+
+const MAX_PEERS: usize = 16_384;
+const MAX_TOPICS: usize = 2_048;
+const MAX_RECORDS_PER_TOPIC: usize = 64;
+const MAX_REFRESHES: usize = 4_096;
+const MAX_VALUES: usize = 4_096;
+
+/// How many peers one lookup reply names.
+const LOOKUP_PEERS: usize = 20;
+/// How many relays of a peer are kept.
+const MAX_RELAYS: usize = 3;
+/// How far in the future a bump may lie, in milliseconds.
+const MAX_BUMP_DRIFT: u64 = 60_000;
+
+/// Errors of mutable values.
+const SEQ_REUSED: u64 = 16;
+const SEQ_TOO_LOW: u64 = 17;
+
+/// A peer that announced itself here under the hash of its key.
+#[derive(Debug, Clone)]
+pub(crate) struct AnnouncedPeer {
+    /// Where handshakes for it are passed on to.
+    pub relay: SocketAddr,
+    pub record: Bytes,
+}
+
+#[derive(Debug, Clone)]
+struct Record {
+    public_key: PublicKey,
+    bytes: Bytes,
+    since: tokio::time::Instant,
+}
+
+#[derive(Debug, Default)]
+struct Topic {
+    records: Vec<Record>,
+    bump: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Refresh {
+    target: NodeId,
+    record: PeerRecord,
+}
+
+/// What came of a request to store something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stored {
+    /// Done; say so.
+    Yes,
+    /// Malformed, unsigned or unauthorised: no answer.
+    Ignored,
+    /// Refused with this error code.
+    Error(u64),
+}
+
+/// The records of a node.
+pub(crate) struct Store {
+    peers: ExpiringMap<AnnouncedPeer>,
+    topics: ExpiringMap<Topic>,
+    refreshes: ExpiringMap<Refresh>,
+    mutables: ExpiringMap<MutableValue>,
+    immutables: ExpiringMap<Bytes>,
+}
+
+impl Store {
+    pub(crate) fn new() -> Self {
+        Self {
+            peers: ExpiringMap::new(MAX_PEERS, RECORD_AGE),
+            topics: ExpiringMap::new(MAX_TOPICS, RECORD_AGE),
+            refreshes: ExpiringMap::new(MAX_REFRESHES, RECORD_AGE),
+            mutables: ExpiringMap::new(MAX_VALUES, VALUE_AGE),
+            immutables: ExpiringMap::new(MAX_VALUES, VALUE_AGE),
+        }
+    }
+
+    /// The peer that announced itself under `target`.
+    pub(crate) fn peer(&self, target: &NodeId) -> Option<&AnnouncedPeer> {
+        self.peers.get(target)
+    }
+
+    /// The answer to LOOKUP. `own` is the record of a server of this node under that target.
+    pub(crate) fn lookup(&self, target: &NodeId, own: Option<Bytes>) -> Option<Vec<u8>> {
+        let mut records: Vec<Bytes> = Vec::new();
+        let mut bump = 0;
+        if let Some(topic) = self.topics.get(target) {
+            let fresh = topic.records.iter().filter(|record| record.since.elapsed() < RECORD_AGE);
+            records.extend(fresh.map(|record| record.bytes.clone()));
+            bump = topic.bump;
+        }
+        while records.len() > LOOKUP_PEERS {
+            let index = super::rpc::maintain::random_below(records.len() as u64) as usize;
+            records.swap_remove(index);
+        }
+        let announced = self.peers.get(target).map(|peer| peer.record.clone());
+        if records.len() < LOOKUP_PEERS {
+            records.extend(own.or(announced));
+        }
+        (!records.is_empty()).then(|| LookupReply::encode_raw(&records, bump))
+    }
+
+    /// ANNOUNCE from `from`, which showed `token` to the node `id`.
+    pub(crate) fn announce(
+        &mut self,
+        from: SocketAddr,
+        target: &NodeId,
+        id: &NodeId,
+        token: &Token,
+        value: &[u8],
+    ) -> Stored {
+        let Ok(announce) = Announce::decode(value) else { return Stored::Ignored };
+        if announce.peer.is_none() {
+            let Some(refresh) = announce.refresh else { return Stored::Ignored };
+            return self.refresh(from, refresh);
+        }
+        let Some(peer) = announce.verify(commands::ANNOUNCE, target, id, token) else {
+            return Stored::Ignored;
+        };
+        let mut peer = peer.clone();
+        peer.relay_addresses.truncate(MAX_RELAYS);
+        self.put(from, target, &peer);
+        if let Some(topic) = self.topics.get_mut(target) {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let limit = now.as_millis() as u64 + MAX_BUMP_DRIFT;
+            if announce.bump > topic.bump && announce.bump <= limit {
+                topic.bump = announce.bump;
+            }
+        }
+        if let Some(refresh) = announce.refresh {
+            self.refreshes.insert(refresh, Refresh { target: *target, record: peer });
+        }
+        Stored::Yes
+    }
+
+    /// Whoever shows the preimage of an announcement's refresh token made that announcement.
+    fn refresh(&mut self, from: SocketAddr, token: [u8; 32]) -> Stored {
+        let Some(refresh) = self.refreshes.remove(&crypto::hash(&[&token])) else {
+            return Stored::Ignored;
+        };
+        self.put(from, &refresh.target, &refresh.record);
+        self.refreshes.insert(token, refresh);
+        Stored::Yes
+    }
+
+    fn put(&mut self, from: SocketAddr, target: &NodeId, peer: &PeerRecord) {
+        let bytes = Bytes::from(peer.encode());
+        if crypto::hash(&[peer.public_key.as_bytes()]) == *target {
+            self.peers.insert(*target, AnnouncedPeer { relay: from, record: bytes });
+            return;
+        }
+        let mut topic = self.topics.remove(target).unwrap_or_default();
+        topic.records.retain(|record| {
+            record.public_key != peer.public_key && record.since.elapsed() < RECORD_AGE
+        });
+        if topic.records.len() >= MAX_RECORDS_PER_TOPIC {
+            topic.records.remove(0);
+        }
+        let since = tokio::time::Instant::now();
+        topic.records.push(Record { public_key: peer.public_key, bytes, since });
+        self.topics.insert(*target, topic);
+    }
+
+    /// UNANNOUNCE, as [`Store::announce`].
+    pub(crate) fn unannounce(
+        &mut self,
+        target: &NodeId,
+        id: &NodeId,
+        token: &Token,
+        value: &[u8],
+    ) -> Stored {
+        let Ok(announce) = Announce::decode(value) else { return Stored::Ignored };
+        match announce.verify(commands::UNANNOUNCE, target, id, token) {
+            Some(peer) => {
+                self.forget(target, &peer.public_key);
+                Stored::Yes
+            }
+            None => Stored::Ignored,
+        }
+    }
+
+    /// Forgets that `public_key` was announced under `target`.
+    pub(crate) fn forget(&mut self, target: &NodeId, public_key: &PublicKey) {
+        if crypto::hash(&[public_key.as_bytes()]) == *target {
+            self.peers.remove(target);
+        }
+        if let Some(topic) = self.topics.get_mut(target) {
+            topic.records.retain(|record| record.public_key != *public_key);
+        }
+    }
+
+    /// MUTABLE_GET: the value, when it is at least as new as the sequence number asked for.
+    pub(crate) fn mutable(&self, target: &NodeId, value: &[u8]) -> Result<Option<Vec<u8>>, ()> {
+        let seq = Reader::new(value).uint().map_err(|_| ())?;
+        Ok(self.mutables.get(target).filter(|known| known.seq >= seq).map(MutableValue::encode))
+    }
+
+    /// MUTABLE_PUT.
+    pub(crate) fn put_mutable(&mut self, target: &NodeId, value: &[u8]) -> Stored {
+        let Ok(put) = MutablePut::decode(value) else { return Stored::Ignored };
+        if crypto::hash(&[put.public_key.as_bytes()]) != *target || !put.is_valid() {
+            return Stored::Ignored;
+        }
+        match self.mutables.get(target) {
+            Some(known) if known.seq == put.value.seq && known.value != put.value.value => {
+                return Stored::Error(SEQ_REUSED);
+            }
+            Some(known) if known.seq > put.value.seq => return Stored::Error(SEQ_TOO_LOW),
+            _ => {}
+        }
+        self.mutables.insert(*target, put.value);
+        Stored::Yes
+    }
+
+    /// IMMUTABLE_GET.
+    pub(crate) fn immutable(&self, target: &NodeId) -> Option<Bytes> {
+        self.immutables.get(target).cloned()
+    }
+
+    /// IMMUTABLE_PUT.
+    pub(crate) fn put_immutable(&mut self, target: &NodeId, value: &[u8]) -> Stored {
+        if crypto::hash(&[value]) != *target {
+            return Stored::Ignored;
+        }
+        self.immutables.insert(*target, Bytes::copy_from_slice(value));
+        Stored::Yes
+    }
+
+    /// Drops what is over age.
+    pub(crate) fn sweep(&mut self) {
+        self.peers.sweep();
+        self.topics.sweep();
+        self.refreshes.sweep();
+        self.mutables.sweep();
+        self.immutables.sweep();
+    }
+}
+
+/// The key of a peer's own announcement.
+pub(crate) fn target_of(public_key: &PublicKey) -> Key {
+    crypto::hash(&[public_key.as_bytes()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::KeyPair;
+
+    const ID: NodeId = [2; 32];
+    const TOKEN: Token = [3; 32];
+
+    fn from() -> SocketAddr {
+        "10.0.0.1:1".parse().unwrap()
+    }
+
+    fn announce(store: &mut Store, keys: &KeyPair, target: &NodeId) -> Stored {
+        let value =
+            Announce::signed(commands::ANNOUNCE, keys, Vec::new(), target, &ID, &TOKEN).encode();
+        store.announce(from(), target, &ID, &TOKEN, &value)
+    }
+
+    #[tokio::test]
+    async fn a_peer_under_its_own_key_is_found_with_its_address() {
+        let mut store = Store::new();
+        let keys = KeyPair::generate();
+        let target = target_of(&keys.public_key());
+        assert_eq!(announce(&mut store, &keys, &target), Stored::Yes);
+        assert_eq!(store.peer(&target).unwrap().relay, from());
+        store.forget(&target, &keys.public_key());
+        assert!(store.peer(&target).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_topic_names_at_most_twenty_of_those_announced() {
+        let mut store = Store::new();
+        for _ in 0..100 {
+            assert_eq!(announce(&mut store, &KeyPair::generate(), &[1; 32]), Stored::Yes);
+        }
+        let reply = LookupReply::decode(&store.lookup(&[1; 32], None).unwrap()).unwrap();
+        assert_eq!(reply.peers.len(), LOOKUP_PEERS);
+        assert_eq!(store.topics.get(&[1; 32]).unwrap().records.len(), MAX_RECORDS_PER_TOPIC);
+        assert_eq!(store.lookup(&[9; 32], None), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn announcements_end_after_twenty_minutes() {
+        let mut store = Store::new();
+        announce(&mut store, &KeyPair::generate(), &[1; 32]);
+        tokio::time::advance(Duration::from_secs(15 * 60)).await;
+        announce(&mut store, &KeyPair::generate(), &[1; 32]);
+        tokio::time::advance(Duration::from_secs(6 * 60)).await;
+        let reply = LookupReply::decode(&store.lookup(&[1; 32], None).unwrap()).unwrap();
+        assert_eq!(reply.peers.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_forged_announcement_is_ignored() {
+        let mut store = Store::new();
+        let keys = KeyPair::generate();
+        let mut announce =
+            Announce::signed(commands::ANNOUNCE, &keys, Vec::new(), &[1; 32], &ID, &TOKEN);
+        announce.peer.as_mut().unwrap().public_key = KeyPair::generate().public_key();
+        let stored = store.announce(from(), &[1; 32], &ID, &TOKEN, &announce.encode());
+        assert_eq!(stored, Stored::Ignored);
+        assert_eq!(store.lookup(&[1; 32], None), None);
+    }
+
+    #[tokio::test]
+    async fn only_the_owner_unannounces() {
+        let mut store = Store::new();
+        let keys = KeyPair::generate();
+        announce(&mut store, &keys, &[1; 32]);
+        let stranger = KeyPair::generate();
+        for (who, left) in [(&stranger, true), (&keys, false)] {
+            let value =
+                Announce::signed(commands::UNANNOUNCE, who, Vec::new(), &[1; 32], &ID, &TOKEN);
+            assert_eq!(store.unannounce(&[1; 32], &ID, &TOKEN, &value.encode()), Stored::Yes);
+            assert_eq!(store.lookup(&[1; 32], None).is_some(), left);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_immutable_value_is_found_by_its_hash_only() {
+        let mut store = Store::new();
+        assert_eq!(store.put_immutable(&crypto::hash(&[b"value"]), b"value"), Stored::Yes);
+        assert_eq!(store.put_immutable(&[0; 32], b"value"), Stored::Ignored);
+        assert_eq!(store.immutable(&crypto::hash(&[b"value"])).unwrap(), "value");
+    }
+}
