@@ -17,7 +17,10 @@ const MAX_LOCAL: usize = 8;
 /// Hosts of private networks, this machine included (`isPrivate`).
 pub(crate) fn is_private(ip: Ipv4Addr) -> bool {
     let [a, b, ..] = ip.octets();
-    ip.is_private() || ip.is_loopback() || ip.is_link_local() || (a == 100 && (64..=127).contains(&b))
+    ip.is_private()
+        || ip.is_loopback()
+        || ip.is_link_local()
+        || (a == 100 && (64..=127).contains(&b))
 }
 
 /// Hosts that nobody can have (`isReserved`).
@@ -36,7 +39,10 @@ pub(crate) fn is_bogon(ip: Ipv4Addr) -> bool {
 }
 
 /// The address among `remote` that shares the longest prefix with one of ours, at least 8 bits.
-pub(crate) fn match_address(ours: &[SocketAddrV4], remote: &[SocketAddrV4]) -> Option<SocketAddrV4> {
+pub(crate) fn match_address(
+    ours: &[SocketAddrV4],
+    remote: &[SocketAddrV4],
+) -> Option<SocketAddrV4> {
     let shared = |remote: &SocketAddrV4| {
         let octets = remote.ip().octets();
         let common = |ours: &SocketAddrV4| {
@@ -109,10 +115,14 @@ mod tests {
 
     #[test]
     fn private_and_reserved_hosts_are_bogons() {
-        for ip in ["10.0.0.1", "100.64.0.1", "127.0.0.1", "169.254.1.1", "172.16.0.1", "192.168.0.1"] {
+        for ip in
+            ["10.0.0.1", "100.64.0.1", "127.0.0.1", "169.254.1.1", "172.16.0.1", "192.168.0.1"]
+        {
             assert!(is_private(ip.parse().unwrap()), "{ip}");
         }
-        for ip in ["0.0.0.0", "192.0.2.1", "198.18.0.1", "203.0.113.1", "224.0.0.1", "255.255.255.255"] {
+        for ip in
+            ["0.0.0.0", "192.0.2.1", "198.18.0.1", "203.0.113.1", "224.0.0.1", "255.255.255.255"]
+        {
             assert!(is_reserved(ip.parse().unwrap()), "{ip}");
         }
         for ip in ["8.8.8.8", "100.128.0.1", "172.32.0.1", "1.1.1.1"] {

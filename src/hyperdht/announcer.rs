@@ -213,8 +213,7 @@ pub(crate) async fn commit(
 /// Takes an announcement back at the node that gave `reply`.
 pub(crate) async fn unannounce_at(rpc: &Rpc, keys: &KeyPair, target: NodeId, reply: &Reply) {
     let (Some(id), Some(token)) = (reply.id, reply.token) else { return };
-    let unannounce =
-        Announce::signed(commands::UNANNOUNCE, keys, Vec::new(), &target, &id, &token);
+    let unannounce = Announce::signed(commands::UNANNOUNCE, keys, Vec::new(), &target, &id, &token);
     let value = Some(unannounce.encode().into());
     let call = Call::new(commands::UNANNOUNCE, Some(target), value).with_token(token);
     if let Err(error) = rpc.request(reply.from, call, Attempts::default()).await {

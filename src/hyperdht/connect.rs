@@ -255,16 +255,16 @@ async fn next_of(query: &mut Option<Query>) -> Option<Arc<super::rpc::io::Reply>
 
 /// Sends the handshake to one node, or to the server itself.
 async fn ask(inner: Arc<Inner>, target: NodeId, noise: Vec<u8>, way: SocketAddr) -> Asked {
-    let message = Handshake { mode: Mode::FromClient, noise, peer_address: None, relay_address: None };
+    let message =
+        Handshake { mode: Mode::FromClient, noise, peer_address: None, relay_address: None };
     let value = Some(Bytes::from(message.encode()));
     let call = Call::new(commands::PEER_HANDSHAKE, Some(target), value);
     let socket = inner.rpc.socket();
-    let reply =
-        match inner.rpc.request_with(&socket, way, call, Attempts::default(), || {}).await {
-            Ok(reply) => reply,
-            Err(RequestError::Timeout) => return Asked::Silent(way),
-            Err(error) => return Asked::Failed(error.into()),
-        };
+    let reply = match inner.rpc.request_with(&socket, way, call, Attempts::default(), || {}).await {
+        Ok(reply) => reply,
+        Err(RequestError::Timeout) => return Asked::Silent(way),
+        Err(error) => return Asked::Failed(error.into()),
+    };
     let Some(handshake) = reply.value.as_deref().and_then(|value| Handshake::decode(value).ok())
     else {
         return Asked::NoRoute;

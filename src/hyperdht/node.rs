@@ -97,20 +97,27 @@ impl HyperDht {
         });
         // A node that has to be the first of its network asks nobody for its address.
         let public_address = match options.public_address {
-            Some(address) => Some(SocketAddrV4::new(*address.ip(), match address.port() {
-                0 => server.local_addr().port(),
-                port => port,
-            })),
+            Some(address) => Some(SocketAddrV4::new(
+                *address.ip(),
+                match address.port() {
+                    0 => server.local_addr().port(),
+                    port => port,
+                },
+            )),
             None => None,
         };
         let sockets = [server.clone(), client.clone()];
-        let rpc = Rpc::new(server, client, RpcOptions {
-            bootstrap: options.bootstrap,
-            ephemeral: options.ephemeral,
-            firewalled: options.firewalled,
-            public_address,
-            cached_nodes: cached_nodes.collect(),
-        });
+        let rpc = Rpc::new(
+            server,
+            client,
+            RpcOptions {
+                bootstrap: options.bootstrap,
+                ephemeral: options.ephemeral,
+                firewalled: options.firewalled,
+                public_address,
+                cached_nodes: cached_nodes.collect(),
+            },
+        );
         let inner = Arc::new(Inner {
             rpc,
             udx,
@@ -399,7 +406,9 @@ impl Inner {
                 let Some(token) = request.token else { return };
                 let mut store = lock(&self.store);
                 let stored = match request.command {
-                    commands::ANNOUNCE => store.announce(incoming.from, &target, &id, &token, value),
+                    commands::ANNOUNCE => {
+                        store.announce(incoming.from, &target, &id, &token, value)
+                    }
                     commands::UNANNOUNCE => store.unannounce(&target, &id, &token, value),
                     commands::MUTABLE_PUT => store.put_mutable(&target, value),
                     _ => store.put_immutable(&target, value),

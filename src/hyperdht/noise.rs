@@ -5,7 +5,10 @@ use crate::crypto::{KeyPair, PublicKey};
 use crate::secret_stream::{Handshake, Pattern, SecretStreamError};
 
 /// The client's side of a handshake with `remote`.
-pub(crate) fn initiator(keys: &KeyPair, remote: &PublicKey) -> Result<Handshake, SecretStreamError> {
+pub(crate) fn initiator(
+    keys: &KeyPair,
+    remote: &PublicKey,
+) -> Result<Handshake, SecretStreamError> {
     Handshake::new(Pattern::IK, true, keys, Some(remote), &namespace(commands::PEER_HANDSHAKE))
 }
 

@@ -163,7 +163,8 @@ mod tests {
 
     #[test]
     fn what_is_no_bootstrap_node_is_refused() {
-        for text in ["", "host", "host:", "host:0", "host:65536", "x@host:1", ":1", "a b:1", "@h:1"] {
+        for text in ["", "host", "host:", "host:0", "host:65536", "x@host:1", ":1", "a b:1", "@h:1"]
+        {
             assert!(text.parse::<BootstrapNode>().is_err(), "{text}");
         }
     }

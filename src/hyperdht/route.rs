@@ -84,7 +84,8 @@ fn candidates(
     answer: &HandshakeAnswer,
     payload: &NoisePayload,
 ) -> Vec<SocketAddr> {
-    let is_same_network = answer.client.map(|client| IpAddr::V4(*client.ip())) == Some(answer.server.ip());
+    let is_same_network =
+        answer.client.map(|client| IpAddr::V4(*client.ip())) == Some(answer.server.ip());
     let mut addresses: Vec<SocketAddr> = Vec::new();
     if is_same_network {
         let usable = payload.addresses4.iter().filter(|address| !is_reserved(*address.ip()));

@@ -85,8 +85,13 @@ pub(crate) fn on_handshake(inner: &Arc<Inner>, incoming: &Incoming) {
 /// Sends our own server's Noise message back the way the client's came.
 fn reply_as_server(inner: &Inner, incoming: &Incoming, handshake: &Handshake, noise: Vec<u8>) {
     let from_server = |peer_address| {
-        Handshake { mode: Mode::FromServer, noise: noise.clone(), peer_address, relay_address: None }
-            .encode()
+        Handshake {
+            mode: Mode::FromServer,
+            noise: noise.clone(),
+            peer_address,
+            relay_address: None,
+        }
+        .encode()
     };
     match handshake.mode {
         Mode::FromClient => {

@@ -216,8 +216,7 @@ impl ServerShared {
         };
         let raw = client_stream.map(|_| self.inner.udx.create_stream(StreamOptions::default()));
         let is_relayed = relayed_for.is_some();
-        let is_same_network =
-            is_relayed && client.ip() == SocketAddr::V4(incoming.request.to).ip();
+        let is_same_network = is_relayed && client.ip() == SocketAddr::V4(incoming.request.to).ip();
         let public = self.inner.rpc.remote_address();
         let mut addresses4: Vec<SocketAddrV4> = public.into_iter().collect();
         addresses4.extend(self.inner.local_addresses());

@@ -239,17 +239,22 @@ impl Driver {
         loop {
             let on_found = |announcement: &Announcement| {
                 let is_own = own == Some(announcement.public_key);
-                if self.options.lookup && !is_own && self.found.try_send(announcement.clone()).is_err()
+                if self.options.lookup
+                    && !is_own
+                    && self.found.try_send(announcement.clone()).is_err()
                 {
                     tracing::debug!("a found peer was dropped because nobody takes found peers");
                 }
             };
             let round = look_up(&self.inner.rpc, self.topic, nodes, on_found).await;
-            nodes = round.closest.iter().filter_map(|reply| match reply.from {
-                SocketAddr::V4(v4) => Some(v4),
-                SocketAddr::V6(_) => None,
-            })
-            .collect();
+            nodes = round
+                .closest
+                .iter()
+                .filter_map(|reply| match reply.from {
+                    SocketAddr::V4(v4) => Some(v4),
+                    SocketAddr::V6(_) => None,
+                })
+                .collect();
             let mut is_done = !round.closest.is_empty();
             if let Some(keys) = &self.options.announce {
                 let relays = self.inner.relay_addresses_of(&keys.public_key()).await;

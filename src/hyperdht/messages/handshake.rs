@@ -2,9 +2,7 @@
 
 use std::net::{SocketAddrV4, SocketAddrV6};
 
-use super::{
-    FirewallKind, Mode, flag, present, read_addresses, read_addresses6, write_addresses,
-};
+use super::{FirewallKind, Mode, flag, present, read_addresses, read_addresses6, write_addresses};
 use crate::encoding::{Reader, Result, Writer};
 
 /// The version of the Noise payload that we speak.

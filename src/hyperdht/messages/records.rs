@@ -213,8 +213,7 @@ mod tests {
         let keys = KeyPair::generate();
         let relays = vec!["1.2.3.4:5".parse().unwrap()];
         let (target, id, token) = ([1; 32], [2; 32], [3; 32]);
-        let announce =
-            Announce::signed(commands::ANNOUNCE, &keys, relays, &target, &id, &token);
+        let announce = Announce::signed(commands::ANNOUNCE, &keys, relays, &target, &id, &token);
         let announce = Announce::decode(&announce.encode()).unwrap();
         let verify = |command, id, token| announce.verify(command, &target, id, token);
         assert_eq!(

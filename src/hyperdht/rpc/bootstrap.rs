@@ -51,7 +51,8 @@ impl Rpc {
     /// Queries for `id`. With `quick`, the first node to answer is asked to ping our server socket
     /// meanwhile; returns whether that arrived.
     async fn first_query(self: &Arc<Self>, id: NodeId, quick: bool) -> bool {
-        let mut query = self.find_node(id, QueryOptions { is_background: true, ..Default::default() });
+        let mut query =
+            self.find_node(id, QueryOptions { is_background: true, ..Default::default() });
         let mut probe: Option<oneshot::Receiver<bool>> = None;
         while let Some(reply) = query.next().await {
             if quick && probe.is_none() {
@@ -91,7 +92,8 @@ impl Rpc {
                 let address = SocketAddrV4::new(ip, node.port);
                 let is_only = node.host.is_none();
                 let ping = Call::internal(PING, None);
-                if is_only || self.request(address.into(), ping, Attempts::default()).await.is_ok() {
+                if is_only || self.request(address.into(), ping, Attempts::default()).await.is_ok()
+                {
                     addresses.push(address);
                     continue;
                 }
@@ -194,7 +196,8 @@ impl Rpc {
         let mut hosts: HashSet<IpAddr> = HashSet::new();
         let mut arrived = 0;
         while let Some(outcome) = requests.join_next().await {
-            if let Some((reply, to)) = outcome.ok().and_then(Result::ok).and_then(on_server_socket) {
+            if let Some((reply, to)) = outcome.ok().and_then(Result::ok).and_then(on_server_socket)
+            {
                 hosts.insert(reply.from.ip());
                 sampler.add(to);
                 arrived += 1;
@@ -205,7 +208,11 @@ impl Rpc {
             NatView::Consistent(seen)
                 if arrived >= needed && seen.ip() == address.ip() && seen.port() == port =>
             {
-                tracing::debug!(nodes = arrived, hosts = hosts.len(), "nodes reach our server socket");
+                tracing::debug!(
+                    nodes = arrived,
+                    hosts = hosts.len(),
+                    "nodes reach our server socket"
+                );
                 Some(sampler)
             }
             _ => None,

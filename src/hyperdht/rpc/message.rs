@@ -136,8 +136,7 @@ impl Request {
 impl Response {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let value_length = self.value.as_ref().map_or(0, |value| value.len() + 9);
-        let mut writer =
-            Writer::with_capacity(96 + self.closer_nodes.len() * 6 + value_length);
+        let mut writer = Writer::with_capacity(96 + self.closer_nodes.len() * 6 + value_length);
         let flags = flag(self.id.is_some(), FLAG_ID)
             | flag(self.token.is_some(), FLAG_TOKEN)
             | flag(!self.closer_nodes.is_empty(), FLAG_CLOSER)

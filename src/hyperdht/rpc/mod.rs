@@ -170,7 +170,10 @@ impl Rpc {
 
     /// Two sockets as `dht-rpc` has them: the server's on the wanted port or one of the next four,
     /// else on any; the client's on any.
-    pub(crate) fn bind_sockets(udx: &Udx, address: SocketAddr) -> std::io::Result<(Socket, Socket)> {
+    pub(crate) fn bind_sockets(
+        udx: &Udx,
+        address: SocketAddr,
+    ) -> std::io::Result<(Socket, Socket)> {
         let wanted = address.port();
         let ports = (wanted..=wanted.saturating_add(4)).take(if wanted == 0 { 1 } else { 5 });
         let mut server = None;
@@ -215,7 +218,8 @@ impl Rpc {
 
     /// The socket for whatever we start ourselves.
     pub(crate) fn socket(&self) -> Socket {
-        let kind = if lock(&self.state).firewalled { SocketKind::Client } else { SocketKind::Server };
+        let kind =
+            if lock(&self.state).firewalled { SocketKind::Client } else { SocketKind::Server };
         self.io.socket(kind).clone()
     }
 
@@ -225,11 +229,6 @@ impl Rpc {
         (!state.ephemeral).then(|| state.table.id())
     }
 
-    /// What other nodes say of our address.
-    pub(crate) fn nat_view(&self) -> NatView {
-        lock(&self.state).nat.view()
-    }
-
     /// The address at which anybody reaches us, when that is proved.
     pub(crate) fn remote_address(&self) -> Option<SocketAddrV4> {
         let state = lock(&self.state);
@@ -237,7 +236,9 @@ impl Rpc {
             return None;
         }
         match state.nat.view() {
-            NatView::Consistent(address) if address.port() == self.io.server.local_addr().port() => {
+            NatView::Consistent(address)
+                if address.port() == self.io.server.local_addr().port() =>
+            {
                 Some(address)
             }
             _ => None,

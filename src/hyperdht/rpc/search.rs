@@ -111,10 +111,6 @@ impl<T> Search<T> {
         self.pending.len()
     }
 
-    pub(crate) fn successes(&self) -> usize {
-        self.successes
-    }
-
     /// The best replies so far, closest first.
     pub(crate) fn into_closest(self) -> Vec<T> {
         self.closest.into_iter().map(|ranked| ranked.reply).collect()

@@ -35,7 +35,11 @@ const MAX_HINTED_CHECKS: usize = 10;
 impl Rpc {
     /// Takes a packet. Responses and this layer's commands are dealt with; a command of the layer
     /// above is returned. Anything malformed is dropped.
-    pub(crate) fn receive(self: &Arc<Self>, socket: &Socket, datagram: Datagram) -> Option<Incoming> {
+    pub(crate) fn receive(
+        self: &Arc<Self>,
+        socket: &Socket,
+        datagram: Datagram,
+    ) -> Option<Incoming> {
         let from = datagram.from;
         if from.port() == 0 {
             return None;
@@ -114,10 +118,7 @@ impl Rpc {
     /// Says that we do not know this command, and who may.
     pub(crate) fn refuse_command(&self, incoming: &Incoming) {
         let closer_nodes = incoming.request.target.is_some();
-        self.answer(
-            incoming,
-            Answer { error: UNKNOWN_COMMAND, closer_nodes, ..Answer::default() },
-        );
+        self.answer(incoming, Answer { error: UNKNOWN_COMMAND, closer_nodes, ..Answer::default() });
     }
 
     fn on_down_hint(self: &Arc<Self>, address: SocketAddrV4) {
