@@ -10,9 +10,9 @@ pub mod flat_tree;
 pub mod manifest;
 mod memory;
 pub mod messages;
-pub mod replicator;
 mod node;
 pub mod proof;
+pub mod replicator;
 pub mod static_core;
 pub mod storage;
 

@@ -161,11 +161,8 @@ impl Handshake {
             return Err(SecretStreamError::OutOfOrder);
         }
         let remote_public_key = self.remote_public_key().ok_or(SecretStreamError::OutOfOrder)?;
-        let handshake_hash = *self
-            .state
-            .get_handshake_hash()
-            .first_chunk()
-            .ok_or(SecretStreamError::OutOfOrder)?;
+        let handshake_hash =
+            *self.state.get_handshake_hash().first_chunk().ok_or(SecretStreamError::OutOfOrder)?;
         let (first, second) = self.state.dangerously_get_raw_split();
         let (tx, rx) = if self.initiator { (first, second) } else { (second, first) };
         Ok(Session {

@@ -5,9 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{
-    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::{Instant, timeout};
 
 use super::cipher::{HEADER, OVERHEAD, Pull, Push};
@@ -270,9 +268,9 @@ impl SecretReceiver {
                 }
             }
             let read = match self.timeout {
-                Some(limit) => timeout(limit, self.read())
-                    .await
-                    .map_err(|_| SecretStreamError::Timeout)??,
+                Some(limit) => {
+                    timeout(limit, self.read()).await.map_err(|_| SecretStreamError::Timeout)??
+                }
                 None => self.read().await?,
             };
             if read == 0 {

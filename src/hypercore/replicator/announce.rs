@@ -87,19 +87,10 @@ impl Peer {
             }
             return;
         }
-        if any {
-            if let Some(index) = (start..end).find(|index| core.has(*index)) {
-                self.put_range(index, 1);
-            }
-            return;
-        }
         let start = start / 32 * 32;
         let end = end.min(start + MAX_BITFIELD_WORDS as u64 * 32);
-        let mut words = Vec::with_capacity((end.saturating_sub(start) as usize).div_ceil(32));
-        for first in (start..end).step_by(32) {
-            let set = |bit: &u32| core.has(first + u64::from(*bit));
-            words.push((0..32).filter(set).fold(0, |word, bit| word | 1 << bit));
-        }
+        let count = end.saturating_sub(start).div_ceil(32) as usize;
+        let words = core.bitfield_words(start, count);
         if words.iter().any(|word| *word != 0) {
             self.out.push(Message::Bitfield(Bitfield { start, words }));
         }

@@ -1,6 +1,8 @@
 //! What replication has to know of a core: enough for the state machine, nothing of storage.
 
-/// A core as the state machine sees it. All answers are immediate and from memory.
+use crate::hypercore::Core;
+
+/// A core as the state machine sees it. Answers are immediate.
 pub(super) trait LocalCore {
     /// The verified length in blocks.
     fn length(&self) -> u64;
@@ -12,33 +14,71 @@ pub(super) trait LocalCore {
     fn contiguous_length(&self) -> u64;
     /// Whether a block is here.
     fn has(&self, index: u64) -> bool;
-    /// Whether a node of the tree is here.
-    fn has_node(&self, index: u64) -> bool;
+    /// The first block at or after `from` that is not here.
+    fn next_missing(&self, from: u64) -> u64;
+    /// Bitfield words of 32 blocks from `start`, a multiple of 32; zeros at the end may be missing.
+    fn bitfield_words(&self, start: u64, count: usize) -> Vec<u32>;
+    /// How many levels above a block there is no tree node here.
+    fn missing_nodes(&self, block: u64) -> u64;
+    /// Whether an upgrade from `length` can be proven.
+    fn can_upgrade_from(&self, length: u64) -> bool;
     /// Whether the manifest is here and can be sent (a compat core has none to send).
     fn has_manifest(&self) -> bool;
     /// Whether the manifest is still unknown.
     fn needs_manifest(&self) -> bool;
-
-    /// Whether an upgrade from `length` can be proven: whether the roots at that length are here.
-    fn can_upgrade_from(&self, length: u64) -> bool {
-        length == 0 || length < self.length() && full_roots(length).all(|root| self.has_node(root))
-    }
 }
 
-/// The flat-tree indexes of the roots over `length` blocks, left to right.
-pub(super) fn full_roots(length: u64) -> impl Iterator<Item = u64> {
-    let mut start = 0;
-    (0..64u32).rev().filter(move |level| length >> level & 1 == 1).map(move |level| {
-        let root = 2 * start + (1 << level) - 1;
-        start += 1 << level;
-        root
-    })
+impl LocalCore for Core {
+    fn length(&self) -> u64 {
+        self.length()
+    }
+    fn byte_length(&self) -> u64 {
+        self.byte_length()
+    }
+    fn fork(&self) -> u64 {
+        self.fork()
+    }
+    fn contiguous_length(&self) -> u64 {
+        self.contiguous_length()
+    }
+    fn has(&self, index: u64) -> bool {
+        self.has(index)
+    }
+    fn next_missing(&self, from: u64) -> u64 {
+        self.next_missing(from)
+    }
+    fn bitfield_words(&self, start: u64, count: usize) -> Vec<u32> {
+        self.bitfield_words(start, count)
+    }
+    fn missing_nodes(&self, block: u64) -> u64 {
+        // A storage that fails here fails the answer's verification too, where it is reported.
+        self.missing_nodes(block.saturating_mul(2)).unwrap_or(0)
+    }
+    fn can_upgrade_from(&self, length: u64) -> bool {
+        self.can_upgrade_from(length).unwrap_or(false)
+    }
+    fn has_manifest(&self) -> bool {
+        self.manifest().is_some_and(|manifest| !manifest.is_compat(self.key()))
+    }
+    fn needs_manifest(&self) -> bool {
+        self.manifest().is_none()
+    }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    /// The flat-tree indexes of the roots over `length` blocks, left to right.
+    pub(in super::super) fn full_roots(length: u64) -> impl Iterator<Item = u64> {
+        let mut start = 0;
+        (0..64u32).rev().filter(move |level| length >> level & 1 == 1).map(move |level| {
+            let root = 2 * start + (1 << level) - 1;
+            start += 1 << level;
+            root
+        })
+    }
 
     /// A core of bits and nodes that are set by hand.
     #[derive(Debug, Default)]
@@ -79,8 +119,21 @@ pub(super) mod tests {
         fn has(&self, index: u64) -> bool {
             self.blocks.contains(&index)
         }
-        fn has_node(&self, index: u64) -> bool {
-            self.nodes.contains(&index)
+        fn next_missing(&self, from: u64) -> u64 {
+            (from..).find(|index| !self.has(*index)).unwrap_or(u64::MAX)
+        }
+        fn bitfield_words(&self, start: u64, count: usize) -> Vec<u32> {
+            let word =
+                |i: u64| (0..32).map(|bit| u32::from(self.has(start + i * 32 + bit)) << bit).sum();
+            (0..count as u64).map(word).collect()
+        }
+        fn missing_nodes(&self, block: u64) -> u64 {
+            let node = |level: u64| 2 * (block >> level << level) + (1 << level) - 1;
+            (0..).take_while(|level| !self.nodes.contains(&node(*level))).count() as u64
+        }
+        fn can_upgrade_from(&self, length: u64) -> bool {
+            let known = full_roots(length).all(|root| self.nodes.contains(&root));
+            length == 0 || length < self.length && known
         }
         fn has_manifest(&self) -> bool {
             self.manifest
@@ -88,23 +141,5 @@ pub(super) mod tests {
         fn needs_manifest(&self) -> bool {
             !self.manifest
         }
-    }
-
-    #[test]
-    fn roots_are_those_of_the_flat_tree() {
-        assert_eq!(full_roots(0).count(), 0);
-        assert_eq!(full_roots(1).collect::<Vec<_>>(), [0]);
-        assert_eq!(full_roots(5).collect::<Vec<_>>(), [3, 8]);
-        assert_eq!(full_roots(8).collect::<Vec<_>>(), [7]);
-        assert_eq!(full_roots(7).collect::<Vec<_>>(), [3, 9, 12]);
-    }
-
-    #[test]
-    fn an_upgrade_is_proven_only_from_a_length_whose_roots_are_here() {
-        let reader = FakeCore::reader(8);
-        assert!(reader.can_upgrade_from(0));
-        assert!(!reader.can_upgrade_from(5));
-        assert!(!reader.can_upgrade_from(8));
-        assert!(FakeCore::writer(8).can_upgrade_from(5));
     }
 }

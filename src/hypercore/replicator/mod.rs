@@ -8,19 +8,225 @@
 //! | `upload.rs` | what a peer asked for |
 //! | `capability.rs` | that a peer knows the core's key |
 //! | `local.rs` | what all of these see of a core |
+//! | `swarm.rs` | one core with all its peers |
+//! | `registry.rs` | all cores with all connections |
+//! | `driver.rs` | the state machine on a protomux channel |
 
 mod announce;
 mod capability;
+mod driver;
 mod local;
 mod peer;
+mod registry;
 mod remote_bitfield;
 mod requests;
 mod schedule;
 #[cfg(test)]
 mod simulation;
+mod swarm;
 mod upload;
 
+use std::sync::Arc;
+
+use tokio::sync::broadcast;
+
+use super::{Core, CoreError};
+use crate::crypto::{Hash, PublicKey};
 use crate::encoding::DecodeError;
+use crate::protomux::Protomux;
+
+use swarm::Swarm;
+
+/// The protocol's name on protomux.
+pub const PROTOCOL: &str = "hypercore/alpha";
+
+/// A question about a peer that policy answers. It must not block or wait.
+pub type PeerFilter = Arc<dyn Fn(&PublicKey) -> bool + Send + Sync>;
+
+/// How much of a core is fetched from peers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Download {
+    /// All of it, and all that is appended later.
+    All,
+    /// Nothing: the core is only served.
+    #[default]
+    None,
+}
+
+/// What is done with a core, and with whom.
+#[derive(Clone)]
+pub struct Policy {
+    /// What is fetched.
+    pub download: Download,
+    /// Whether a peer may have what it asks for; asked for every single request.
+    pub upload: PeerFilter,
+    /// With whom the core is opened at all; `None` is everybody. To anybody else it does not exist.
+    pub peers: Option<PeerFilter>,
+}
+
+impl Policy {
+    /// Serves everybody and fetches nothing: for a log that is written here.
+    #[must_use]
+    pub fn serve() -> Self {
+        Self { download: Download::None, upload: Arc::new(|_| true), peers: None }
+    }
+
+    /// Fetches everything and serves everybody.
+    #[must_use]
+    pub fn fetch() -> Self {
+        Self { download: Download::All, ..Self::serve() }
+    }
+
+    /// The same, only with the peers that `admits` says yes to.
+    #[must_use]
+    pub fn only_with(self, admits: impl Fn(&PublicKey) -> bool + Send + Sync + 'static) -> Self {
+        Self { peers: Some(Arc::new(admits)), ..self }
+    }
+}
+
+/// How one peer of a core does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// The peer.
+    pub public_key: PublicKey,
+    /// The length in blocks that it says it has.
+    pub remote_length: u64,
+    /// It says that it has all blocks below.
+    pub remote_contiguous_length: u64,
+    /// Blocks it sent that verified, on this channel.
+    pub downloaded_blocks: u64,
+    /// Their bytes.
+    pub downloaded_bytes: u64,
+    /// Blocks it was sent, on this channel.
+    pub uploaded_blocks: u64,
+    /// Their bytes.
+    pub uploaded_bytes: u64,
+}
+
+/// Something that happened to a core with a peer.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// The core's key.
+    pub key: Hash,
+    /// The peer.
+    pub peer: PublicKey,
+    /// What happened.
+    pub kind: EventKind,
+}
+
+/// What happened to a core with a peer.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// The peer proved that it knows the key; replication has begun.
+    PeerJoined,
+    /// Replication with the peer has ended.
+    PeerLeft,
+    /// The peer broke the protocol; its connection was closed.
+    Violation {
+        /// How.
+        violation: Violation,
+    },
+    /// The peer proved a validly signed log that contradicts ours, or that continues a log only we
+    /// should write. Nothing more is asked of it.
+    WrittenElsewhere {
+        /// The length it proved, in blocks.
+        length: u64,
+    },
+    /// Blocks could not be stored. Nothing more is fetched until the core is added anew.
+    Failed {
+        /// Why.
+        error: CoreError,
+    },
+    /// A block that a peer asked for could not be read.
+    Unreadable {
+        /// Why.
+        error: CoreError,
+    },
+}
+
+/// Replicates cores over connections. Clones share both.
+#[derive(Clone)]
+pub struct Replicator {
+    inner: Arc<registry::Inner>,
+}
+
+impl Replicator {
+    /// A replicator without cores and connections.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { inner: Arc::new(registry::Inner::new()) }
+    }
+
+    /// Replicates a core over all connections, now and later, as far as the policy says. One that was
+    /// added before with the same key is replaced. Needs a tokio runtime.
+    pub fn add(&self, core: Core, policy: Policy) -> CoreHandle {
+        let swarm = Arc::new(Swarm::new(core, policy));
+        self.insert(Arc::clone(&swarm));
+        CoreHandle { replicator: self.clone(), swarm }
+    }
+
+    /// Replicates over a connection until it closes: opens every core that policy admits its peer to,
+    /// and answers what the peer opens. Needs a tokio runtime.
+    pub fn attach(&self, mux: &Protomux) {
+        self.attach_mux(mux);
+    }
+
+    /// What happens from now on; a slow reader loses the oldest events (1,024 are kept).
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.inner.events.subscribe()
+    }
+}
+
+impl Default for Replicator {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A core among those of a [`Replicator`]. Dropping it changes nothing; see [`CoreHandle::close`].
+#[derive(Clone)]
+pub struct CoreHandle {
+    replicator: Replicator,
+    swarm: Arc<Swarm>,
+}
+
+impl CoreHandle {
+    /// The core.
+    #[must_use]
+    pub fn core(&self) -> &Core {
+        &self.swarm.core
+    }
+
+    /// Changes what is fetched, at once.
+    pub fn set_download(&self, download: Download) {
+        self.swarm.set_download(download);
+        if download == Download::All {
+            // Channels may have been closed because neither side wanted anything.
+            self.replicator.open_everywhere(&self.swarm);
+        }
+    }
+
+    /// Lets a policy whose answers have changed take effect: opens the core with peers that are
+    /// admitted now, closes it with those that are not any more, and tells the others whether they
+    /// may ask.
+    pub fn refresh(&self) {
+        self.swarm.wake_all();
+        self.replicator.open_everywhere(&self.swarm);
+    }
+
+    /// The peers the core is replicated with now.
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerInfo> {
+        self.swarm.peers()
+    }
+
+    /// Ends the replication of this core; the core itself stays open. A second call does nothing.
+    pub fn close(&self) {
+        self.replicator.remove(&self.swarm);
+    }
+}
 
 /// How a peer broke the protocol. Each closes the connection.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

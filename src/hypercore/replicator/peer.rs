@@ -61,6 +61,8 @@ pub(super) struct Counters {
 pub(super) struct Peer {
     pub(super) id: PeerId,
     pub(super) role: Role,
+    /// False once this peer contradicts us, or nothing can be stored.
+    pub(super) may_download: bool,
     pub(super) uploads: UploadQueue,
     pub(super) counters: Counters,
     /// What the peer said last of itself.
@@ -100,6 +102,7 @@ impl Peer {
         Self {
             id,
             role,
+            may_download: true,
             uploads: UploadQueue::default(),
             counters: Counters::default(),
             remote: None,

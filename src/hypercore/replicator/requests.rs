@@ -76,7 +76,7 @@ impl Downloads {
         }
         let mut at = scan.cursor.max(self.cursor);
         loop {
-            at = bits.next_set(at, end)?;
+            at = bits.next_set(core.next_missing(at), end)?;
             if !self.is_taken(core, at) && !self.released.contains(&at) {
                 break;
             }
@@ -102,6 +102,15 @@ impl Downloads {
             self.released.insert(index);
             self.version += 1;
         }
+    }
+
+    /// Gives back everything that is still claimed for a peer.
+    pub(super) fn release_all(&mut self, peer: PeerId) {
+        let owned = self.claims.iter().filter(|(_, owner)| **owner == peer);
+        for index in owned.map(|(index, _)| *index).collect::<Vec<_>>() {
+            self.release(index);
+        }
+        self.upgrade_done(peer);
     }
 
     /// Claims the upgrade; false while another is under way.
@@ -182,18 +191,16 @@ pub(super) struct ExpectedNodes {
 impl ExpectedNodes {
     /// How many levels of proof a block needs, and which request in flight it relies on.
     pub(super) fn plan(&self, core: &impl LocalCore, block: u64) -> (u64, Option<u64>) {
-        let head = core.length().saturating_mul(2);
-        let mut levels = 0;
-        for (node, right_span) in path(block) {
-            if right_span >= head || core.has_node(node) {
-                return (levels, None);
+        let end = core.length().saturating_mul(2);
+        for ((node, right_span), level) in path(block).zip(0..) {
+            if right_span >= end {
+                break;
             }
             if let Some(request) = self.by_request.get(&node) {
-                return (levels, Some(*request));
+                return (level, Some(*request));
             }
-            levels += 1;
         }
-        (levels, None)
+        (core.missing_nodes(block), None)
     }
 
     /// The answer to `request` will bring the nodes beside and on `levels` levels above `block`.

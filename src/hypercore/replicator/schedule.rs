@@ -10,7 +10,7 @@ use crate::hypercore::messages::{Message, Request, RequestNode, RequestUpgrade, 
 /// How many bytes of blocks may be on their way from one peer for one core.
 const WINDOW_BYTES: u64 = 4 << 20;
 /// How many requests may be in flight at least, at most, and at most over a long distance.
-const WINDOW: std::ops::RangeInclusive<u64> = 16..=512;
+const WINDOW: std::ops::RangeInclusive<u64> = 4..=512;
 const WINDOW_FAR: u64 = 2048;
 /// From this round trip on, `WINDOW` grows with the distance.
 const NEAR: Duration = Duration::from_millis(50);

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::Violation;
 use super::local::LocalCore;
-use super::local::tests::FakeCore;
+use super::local::tests::{FakeCore, full_roots};
 use super::peer::{Outcome, Peer, Role};
 use super::requests::{Asked, Downloads, PeerId};
 use super::schedule::STALL;
@@ -69,7 +69,7 @@ impl Side {
         for delivery in peers[peer].receive(message, core, downloads, now)? {
             if let Some(upgrade) = &delivery.data.upgrade {
                 core.length = upgrade.start + upgrade.length;
-                core.nodes.extend(super::local::full_roots(core.length));
+                core.nodes.extend(full_roots(core.length));
             }
             if let Some(block) = &delivery.data.block {
                 received.push(block.index);

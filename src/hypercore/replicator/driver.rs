@@ -1,0 +1,268 @@
+//! Runs one core's state machine with one peer over a protomux channel.
+//!
+//! Receiving and sending are two halves that never wait for each other: a peer that does not read
+//! can stop what we send it, but not that we read what it sends. Messages are taken as many as have
+//! arrived, verified one after the other, and only then is the lock taken again; so the cost of
+//! waking and locking is shared by all blocks of a batch.
+
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::time::sleep_until;
+
+use super::peer::{Delivery, Outcome};
+use super::swarm::{Membership, Turn};
+use super::{EventKind, Replicator, Violation};
+use crate::hypercore::messages::{Message, NoData, NoDataReason, Request};
+use crate::hypercore::{ApplyError, CoreError};
+use crate::protomux::{self, Channel};
+
+/// How many messages, and how many of their bytes, are taken at once.
+const BATCH_MESSAGES: usize = 512;
+const BATCH_BYTES: usize = 1 << 20;
+/// How many bytes of answers are sent at once.
+const ANSWER_BYTES: usize = 256 << 10;
+/// After so many requests that cannot be, the peer is dropped (as in npm hypercore).
+const MAX_INVALID_REQUESTS: u32 = 64;
+
+/// Why a channel ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The peer closed or rejected it, or the connection ended.
+    Remote {
+        /// Whether it was open before, so that this is no rejection.
+        was_open: bool,
+    },
+    /// Neither side wants anything.
+    Idle,
+    /// The core was removed here.
+    Removed,
+    /// The peer broke the protocol.
+    Violation(Violation),
+}
+
+impl From<Violation> for End {
+    fn from(violation: Violation) -> Self {
+        Self::Violation(violation)
+    }
+}
+
+/// Replicates over an open channel until it ends.
+pub(super) async fn run(
+    replicator: &Replicator,
+    membership: &Membership,
+    channel: &Channel,
+) -> End {
+    tokio::select! {
+        end = receive(replicator, membership, channel) => end,
+        end = send(replicator, membership, channel) => end,
+        () = membership.swarm.closed.cancelled() => End::Removed,
+    }
+}
+
+async fn receive(replicator: &Replicator, membership: &Membership, channel: &Channel) -> End {
+    loop {
+        let Some(first) = channel.recv().await else { return End::Remote { was_open: true } };
+        let mut bytes = first.data.len();
+        let mut arrived = vec![first];
+        while arrived.len() < BATCH_MESSAGES && bytes < BATCH_BYTES {
+            let Some(Some(next)) = now(channel.recv()) else { break };
+            bytes += next.data.len();
+            arrived.push(next);
+        }
+        if let Err(violation) = take(replicator, membership, arrived).await {
+            return violation.into();
+        }
+        membership.wake.notify_one();
+    }
+}
+
+async fn take(
+    replicator: &Replicator,
+    membership: &Membership,
+    arrived: Vec<protomux::Message>,
+) -> Result<(), Violation> {
+    let mut messages = Vec::with_capacity(arrived.len());
+    for message in arrived {
+        messages.extend(Message::decode(message.kind, &message.data)?);
+    }
+    let deliveries = membership.receive(messages)?;
+    if deliveries.is_empty() {
+        return Ok(());
+    }
+    let mut outcomes = Vec::with_capacity(deliveries.len());
+    let mut full = false;
+    for delivery in deliveries {
+        let outcome = apply(replicator, membership, &delivery, &mut full)?;
+        outcomes.push((delivery, outcome));
+    }
+    membership.finish(&outcomes)?;
+    drop(outcomes);
+    if full && let Err(error) = membership.swarm.core.room().await {
+        fail(replicator, membership, &error);
+    }
+    Ok(())
+}
+
+fn apply(
+    replicator: &Replicator,
+    membership: &Membership,
+    delivery: &Delivery,
+    full: &mut bool,
+) -> Result<Outcome, Violation> {
+    let error = match membership.swarm.core.apply(&delivery.data) {
+        Ok(applied) => {
+            *full |= applied.full;
+            return Ok(Outcome::Applied);
+        }
+        Err(error) => error,
+    };
+    if error.is_violation() {
+        return Err(Violation::Unverified(error.to_string()));
+    }
+    match error {
+        ApplyError::Core(error) => fail(replicator, membership, &error),
+        // It was asked for with all its nodes, so an honest answer connects.
+        ApplyError::Unconnected(_) if delivery.outstanding.depends_on.is_none() => {
+            return Err(Violation::Unverified(error.to_string()));
+        }
+        ApplyError::WrittenElsewhere { length } => {
+            membership.stop_downloading();
+            replicator.emit(membership, EventKind::WrittenElsewhere { length });
+        }
+        _ => {}
+    }
+    Ok(Outcome::Retry)
+}
+
+/// Nothing can be stored: stop asking, and say so once.
+fn fail(replicator: &Replicator, membership: &Membership, error: &CoreError) {
+    if membership.swarm.fail() {
+        replicator.emit(membership, EventKind::Failed { error: error.clone() });
+    }
+}
+
+async fn send(replicator: &Replicator, membership: &Membership, channel: &Channel) -> End {
+    let mut changes = membership.swarm.core.subscribe();
+    let mut invalid = 0;
+    loop {
+        changes.mark_unchanged();
+        let Some(turn) = membership.turn() else { return End::Removed };
+        let Turn { messages, requests, idle, deadline } = turn;
+        let nothing = messages.is_empty() && requests.is_empty();
+        let batch: Vec<(u32, Bytes)> =
+            messages.iter().map(|message| (message.kind(), message.encode())).collect();
+        if !batch.is_empty() && channel.send_batch(&batch).await.is_err() {
+            return End::Remote { was_open: true };
+        }
+        match answer(replicator, membership, channel, requests, &mut invalid).await {
+            Ok(true) => {}
+            Ok(false) => return End::Remote { was_open: true },
+            Err(violation) => return violation.into(),
+        }
+        if !nothing || membership.is_busy() {
+            continue;
+        }
+        if idle {
+            return End::Idle;
+        }
+        tokio::select! {
+            () = membership.wake.notified() => {}
+            changed = changes.changed() => if changed.is_err() { return End::Removed },
+            () = until(deadline) => {}
+        }
+    }
+}
+
+/// Answers requests in batches; false when the channel has ended.
+async fn answer(
+    replicator: &Replicator,
+    membership: &Membership,
+    channel: &Channel,
+    requests: Vec<Request>,
+    invalid: &mut u32,
+) -> Result<bool, Violation> {
+    let mut batch = Vec::new();
+    let mut waiting = 0;
+    let (mut blocks, mut bytes) = (0, 0);
+    for request in requests {
+        let message = match prove(replicator, membership, &request) {
+            Ok(message) => message,
+            Err(InvalidRequest) => {
+                *invalid += 1;
+                if *invalid >= MAX_INVALID_REQUESTS {
+                    return Err(Violation::InvalidRequests);
+                }
+                no_data(&request, NoDataReason::InvalidRequest)
+            }
+        };
+        if let Message::Data(data) = &message
+            && let Some(block) = &data.block
+        {
+            blocks += 1;
+            bytes += block.value.len() as u64;
+        }
+        let encoded = message.encode();
+        waiting += encoded.len();
+        batch.push((message.kind(), encoded));
+        if waiting >= ANSWER_BYTES {
+            waiting = 0;
+            if channel.send_batch(&std::mem::take(&mut batch)).await.is_err() {
+                return Ok(false);
+            }
+        }
+    }
+    if !batch.is_empty() && channel.send_batch(&batch).await.is_err() {
+        return Ok(false);
+    }
+    if blocks > 0 {
+        membership.uploaded(blocks, bytes);
+    }
+    Ok(true)
+}
+
+struct InvalidRequest;
+
+/// The answer to a request, as far as this peer may have it.
+fn prove(
+    replicator: &Replicator,
+    membership: &Membership,
+    request: &Request,
+) -> Result<Message, InvalidRequest> {
+    let swarm = &membership.swarm;
+    let refused = no_data(request, NoDataReason::NotAvailable);
+    if request.fork != swarm.core.fork() || !swarm.uploads_to(&membership.public_key) {
+        return Ok(refused);
+    }
+    match swarm.core.prove(request) {
+        Ok(Some(data)) => Ok(Message::Data(data)),
+        Ok(None) => Ok(refused),
+        Err(CoreError::InvalidRequest(_)) => Err(InvalidRequest),
+        Err(error) => {
+            replicator.emit(membership, EventKind::Unreadable { error });
+            Ok(refused)
+        }
+    }
+}
+
+fn no_data(request: &Request, reason: NoDataReason) -> Message {
+    Message::NoData(NoData { request: request.id, reason })
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What a cancel-safe future gives without waiting.
+fn now<T>(future: impl Future<Output = T>) -> Option<T> {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}

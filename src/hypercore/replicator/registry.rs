@@ -1,0 +1,238 @@
+//! Which cores are replicated over which connections, and the channels between the two.
+//!
+//! A core has at most one channel a connection. It is opened when either is added and the core's
+//! policy admits the peer, and when the peer opens it. A peer may reject a core it has not loaded
+//! yet; it opens it later. What a peer opens that we do not have, or not for it, is rejected in the
+//! same way whichever it is.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+
+use super::capability::capability;
+use super::driver::{self, End};
+use super::swarm::{Membership, Swarm};
+use super::{Event, EventKind, PROTOCOL, Replicator, Violation};
+use crate::crypto::{Hash, PublicKey};
+use crate::hypercore::messages::Handshake;
+use crate::protomux::{Channel, ChannelOptions, Protomux, RemoteOpen};
+use crate::sync::lock;
+
+/// How many bytes of a channel's messages may wait here before the connection is read no further.
+const INBOX_BYTES: usize = 2 << 20;
+/// How many events a slow listener may be behind.
+const EVENTS: usize = 1024;
+/// When a channel that we still need was closed by the peer, it is opened again after so long, …
+const REOPEN: Duration = Duration::from_millis(500);
+/// … at most so often a connection and core.
+const MAX_REOPENS: u32 = 8;
+
+pub(super) struct Inner {
+    swarms: Mutex<HashMap<Hash, Arc<Swarm>>>,
+    connections: Mutex<HashMap<u64, Arc<Connection>>>,
+    next_connection: AtomicU64,
+    pub(super) events: broadcast::Sender<Event>,
+}
+
+struct Connection {
+    mux: Protomux,
+    peer: PublicKey,
+    /// The cores that have a channel on this connection.
+    open: Mutex<HashSet<Hash>>,
+    /// How often a core's channel was opened again.
+    reopened: Mutex<HashMap<Hash, u32>>,
+}
+
+impl Inner {
+    pub(super) fn new() -> Self {
+        Self {
+            swarms: Mutex::default(),
+            connections: Mutex::default(),
+            next_connection: AtomicU64::new(0),
+            events: broadcast::channel(EVENTS).0,
+        }
+    }
+}
+
+impl Replicator {
+    pub(super) fn insert(&self, swarm: Arc<Swarm>) {
+        let old = lock(&self.inner.swarms).insert(swarm.discovery_key, Arc::clone(&swarm));
+        if let Some(old) = old {
+            old.closed.cancel();
+        }
+        self.open_everywhere(&swarm);
+    }
+
+    pub(super) fn remove(&self, swarm: &Arc<Swarm>) {
+        swarm.closed.cancel();
+        let mut swarms = lock(&self.inner.swarms);
+        if swarms.get(&swarm.discovery_key).is_some_and(|current| Arc::ptr_eq(current, swarm)) {
+            swarms.remove(&swarm.discovery_key);
+        }
+    }
+
+    /// Opens a core on every connection whose peer its policy admits.
+    pub(super) fn open_everywhere(&self, swarm: &Arc<Swarm>) {
+        let connections: Vec<_> = lock(&self.inner.connections).values().cloned().collect();
+        for connection in connections {
+            self.open(swarm, &connection);
+        }
+    }
+
+    pub(super) fn attach_mux(&self, mux: &Protomux) {
+        let connection = Arc::new(Connection {
+            peer: mux.remote_public_key(),
+            mux: mux.clone(),
+            open: Mutex::default(),
+            reopened: Mutex::default(),
+        });
+        let id = self.inner.next_connection.fetch_add(1, Ordering::Relaxed);
+        lock(&self.inner.connections).insert(id, Arc::clone(&connection));
+
+        let (inner, weak) = (Arc::downgrade(&self.inner), Arc::downgrade(&connection));
+        mux.on_open(PROTOCOL, Arc::new(move |remote| on_remote_open(&inner, &weak, &remote)));
+        let swarms: Vec<_> = lock(&self.inner.swarms).values().cloned().collect();
+        for swarm in swarms {
+            self.open(&swarm, &connection);
+        }
+        let inner = Arc::downgrade(&self.inner);
+        tokio::spawn(async move {
+            connection.mux.closed().await;
+            if let Some(inner) = inner.upgrade() {
+                lock(&inner.connections).remove(&id);
+            }
+        });
+    }
+
+    /// Opens a core's channel, unless it is open or the policy does not admit the peer.
+    fn open(&self, swarm: &Arc<Swarm>, connection: &Arc<Connection>) {
+        if swarm.closed.is_cancelled() || !swarm.admits(&connection.peer) {
+            return;
+        }
+        if !lock(&connection.open).insert(swarm.discovery_key) {
+            return;
+        }
+        let mux = &connection.mux;
+        let ours = capability(mux.is_initiator(), &swarm.key, mux.handshake_hash());
+        let channel = mux.open(ChannelOptions {
+            protocol: PROTOCOL.to_owned(),
+            id: swarm.discovery_key.to_vec(),
+            handshake: Handshake { seeks: true, capability: ours }.encode(),
+            inbox: INBOX_BYTES,
+            aliases: vec!["hypercore".to_owned()],
+        });
+        match channel {
+            Ok(channel) => {
+                let (swarm, connection) = (Arc::clone(swarm), Arc::clone(connection));
+                tokio::spawn(self.clone().replicate(swarm, connection, channel));
+            }
+            Err(error) => {
+                tracing::debug!(peer = %connection.peer.short(), %error, "a core's channel does not open");
+                lock(&connection.open).remove(&swarm.discovery_key);
+            }
+        }
+    }
+
+    async fn replicate(self, swarm: Arc<Swarm>, connection: Arc<Connection>, channel: Channel) {
+        let peer = connection.peer;
+        let end = self.replicate_until_end(&swarm, &connection, &channel).await;
+        tracing::debug!(peer = %peer.short(), ?end, "a core's channel has ended");
+        channel.close();
+        drop(channel);
+        lock(&connection.open).remove(&swarm.discovery_key);
+        match end {
+            End::Violation(violation) => self.punish(&swarm, &connection, violation),
+            End::Remote { was_open: true } if swarm.is_downloading() => {
+                self.reopen(swarm, connection).await;
+            }
+            // A core that was added anew, or a policy that changed while the channel went down.
+            End::Removed => {
+                let current = lock(&self.inner.swarms).get(&swarm.discovery_key).cloned();
+                if let Some(current) = current {
+                    self.open(&current, &connection);
+                }
+            }
+            End::Idle if swarm.is_downloading() => self.open(&swarm, &connection),
+            End::Remote { .. } | End::Idle => {}
+        }
+    }
+
+    async fn replicate_until_end(
+        &self,
+        swarm: &Arc<Swarm>,
+        connection: &Connection,
+        channel: &Channel,
+    ) -> End {
+        let handshake = tokio::select! {
+            opened = channel.opened() => match opened {
+                Ok(handshake) => handshake,
+                Err(_) => return End::Remote { was_open: false },
+            },
+            () = swarm.closed.cancelled() => return End::Removed,
+        };
+        if let Err(violation) = connection.check(swarm, &handshake) {
+            return violation.into();
+        }
+        let membership = swarm.join(connection.peer);
+        self.emit(&membership, EventKind::PeerJoined);
+        let end = driver::run(self, &membership, channel).await;
+        self.emit(&membership, EventKind::PeerLeft);
+        end
+    }
+
+    async fn reopen(&self, swarm: Arc<Swarm>, connection: Arc<Connection>) {
+        let times = {
+            let mut reopened = lock(&connection.reopened);
+            let times = reopened.entry(swarm.discovery_key).or_default();
+            *times += 1;
+            *times
+        };
+        if times > MAX_REOPENS {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(REOPEN * (1 << times.min(6))) => self.open(&swarm, &connection),
+            _ = connection.mux.closed() => {}
+            () = swarm.closed.cancelled() => {}
+        }
+    }
+
+    /// Closes the connection of a peer that broke the protocol.
+    fn punish(&self, swarm: &Swarm, connection: &Connection, violation: Violation) {
+        let reason = format!("the peer {violation}");
+        tracing::warn!(peer = %connection.peer.short(), reason, "closing a connection");
+        connection.mux.close_with(reason);
+        let kind = EventKind::Violation { violation };
+        let _ = self.inner.events.send(Event { key: swarm.key, peer: connection.peer, kind });
+    }
+
+    pub(super) fn emit(&self, membership: &Membership, kind: EventKind) {
+        let (key, peer) = (membership.swarm.key, membership.public_key);
+        tracing::debug!(peer = %peer.short(), ?kind, "replication");
+        // Nobody listening is fine.
+        let _ = self.inner.events.send(Event { key, peer, kind });
+    }
+}
+
+fn on_remote_open(inner: &Weak<Inner>, connection: &Weak<Connection>, remote: &RemoteOpen) {
+    let (Some(inner), Some(connection)) = (inner.upgrade(), connection.upgrade()) else { return };
+    let Ok(discovery_key) = Hash::try_from(&remote.id[..]) else { return };
+    let swarm = lock(&inner.swarms).get(&discovery_key).cloned();
+    let Some(swarm) = swarm else { return };
+    // Who only knows the discovery key is to learn nothing, not even that we have the core.
+    if connection.check(&swarm, &remote.handshake).is_ok() {
+        Replicator { inner }.open(&swarm, &connection);
+    }
+}
+
+impl Connection {
+    /// Checks the peer's proof that it knows the core's key.
+    fn check(&self, swarm: &Swarm, handshake: &[u8]) -> Result<(), Violation> {
+        let (mux, handshake) = (&self.mux, Handshake::decode(handshake)?);
+        let theirs = capability(!mux.is_initiator(), &swarm.key, mux.handshake_hash());
+        if handshake.capability == theirs { Ok(()) } else { Err(Violation::Capability) }
+    }
+}

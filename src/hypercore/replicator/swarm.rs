@@ -1,0 +1,272 @@
+//! One core and all the peers it is replicated with.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::peer::{Counters, Delivery, Outcome, Peer, Role};
+use super::requests::{Downloads, PeerId};
+use super::{Download, PeerInfo, Policy, Violation};
+use crate::crypto::{Hash, PublicKey};
+use crate::hypercore::messages::{Message, Request};
+use crate::hypercore::{Core, CoreChange, Manifest};
+use crate::sync::lock;
+
+/// How many bytes of blocks are read for one batch of answers.
+const BATCH_BYTES: u64 = 512 << 10;
+/// How many requests are answered in one batch.
+const BATCH_REQUESTS: u64 = 256;
+
+/// A core that is replicated, with its policy and its peers.
+pub(super) struct Swarm {
+    pub(super) core: Core,
+    pub(super) key: Hash,
+    pub(super) discovery_key: Hash,
+    /// Ends all channels of this core.
+    pub(super) closed: CancellationToken,
+    policy: Mutex<Policy>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    downloads: Downloads,
+    members: HashMap<PeerId, Member>,
+    last_id: u64,
+    /// Blocks cannot be stored here; nothing is asked for until the core is added anew.
+    failed: bool,
+}
+
+struct Member {
+    peer: Peer,
+    public_key: PublicKey,
+    wake: Arc<Notify>,
+}
+
+/// What a peer is to be sent next.
+pub(super) struct Turn {
+    pub(super) messages: Vec<Message>,
+    pub(super) requests: Vec<Request>,
+    pub(super) idle: bool,
+    pub(super) deadline: Option<Instant>,
+}
+
+impl Swarm {
+    pub(super) fn new(core: Core, policy: Policy) -> Self {
+        Self {
+            key: *core.key(),
+            discovery_key: *core.discovery_key(),
+            core,
+            closed: CancellationToken::new(),
+            policy: Mutex::new(policy),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Adds a peer until the returned membership is dropped.
+    pub(super) fn join(self: &Arc<Self>, public_key: PublicKey) -> Membership {
+        let role = self.role(&public_key);
+        let wake = Arc::new(Notify::new());
+        let mut state = self.state();
+        state.last_id += 1;
+        let id = PeerId(state.last_id);
+        let peer = Peer::new(id, role, Instant::now());
+        state.members.insert(id, Member { peer, public_key, wake: Arc::clone(&wake) });
+        drop(state);
+        Membership { swarm: Arc::clone(self), id, public_key, wake }
+    }
+
+    /// Whether the core may be opened with this peer.
+    pub(super) fn admits(&self, peer: &PublicKey) -> bool {
+        let filter = lock(&self.policy).peers.clone();
+        filter.is_none_or(|admits| admits(peer))
+    }
+
+    /// Whether this peer may have blocks now.
+    pub(super) fn uploads_to(&self, peer: &PublicKey) -> bool {
+        let upload = Arc::clone(&lock(&self.policy).upload);
+        upload(peer)
+    }
+
+    pub(super) fn is_downloading(&self) -> bool {
+        lock(&self.policy).download == Download::All && !self.is_whole()
+    }
+
+    pub(super) fn set_download(&self, download: Download) {
+        lock(&self.policy).download = download;
+        self.wake_all();
+    }
+
+    /// Lets every peer's turn come, so that a changed policy takes effect.
+    pub(super) fn wake_all(&self) {
+        for member in self.state().members.values() {
+            member.wake.notify_one();
+        }
+    }
+
+    /// Stops asking for blocks, because they cannot be stored.
+    pub(super) fn fail(&self) -> bool {
+        let first = !std::mem::replace(&mut self.state().failed, true);
+        self.wake_all();
+        first
+    }
+
+    pub(super) fn peers(&self) -> Vec<PeerInfo> {
+        let state = self.state();
+        let info = |member: &Member| {
+            let Counters { downloaded_blocks, downloaded_bytes, uploaded_blocks, uploaded_bytes } =
+                member.peer.counters;
+            PeerInfo {
+                public_key: member.public_key,
+                remote_length: member.peer.remote.map_or(0, |remote| remote.length),
+                remote_contiguous_length: member.peer.bits.contiguous(),
+                downloaded_blocks,
+                downloaded_bytes,
+                uploaded_blocks,
+                uploaded_bytes,
+            }
+        };
+        state.members.values().map(info).collect()
+    }
+
+    /// A static core that is here entirely never wants anything again.
+    fn is_whole(&self) -> bool {
+        let is_static =
+            |manifest: &Manifest| manifest.prologue.is_some() && manifest.signers.is_empty();
+        let CoreChange { length, contiguous_length, .. } = self.core.state();
+        length > 0
+            && contiguous_length == length
+            && self.core.manifest().is_some_and(|manifest| is_static(&manifest))
+    }
+
+    fn role(&self, peer: &PublicKey) -> Role {
+        Role { downloading: self.is_downloading(), uploading: self.uploads_to(peer) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+/// A peer's place among the peers of a core; leaves it when dropped.
+pub(super) struct Membership {
+    pub(super) swarm: Arc<Swarm>,
+    pub(super) public_key: PublicKey,
+    pub(super) wake: Arc<Notify>,
+    id: PeerId,
+}
+
+impl Membership {
+    /// Takes messages; what they deliver is to be applied, in order, and reported with `finish`.
+    pub(super) fn receive(&self, messages: Vec<Message>) -> Result<Vec<Delivery>, Violation> {
+        let (now, mut deliveries) = (Instant::now(), Vec::new());
+        self.with(|peer, downloads, core| {
+            for message in messages {
+                deliveries.extend(peer.receive(message, core, downloads, now)?);
+            }
+            Ok(deliveries)
+        })
+        .unwrap_or_else(|| Ok(Vec::new()))
+    }
+
+    /// Reports what became of deliveries.
+    pub(super) fn finish(&self, outcomes: &[(Delivery, Outcome)]) -> Result<(), Violation> {
+        let result = self
+            .with(|peer, downloads, _| {
+                outcomes
+                    .iter()
+                    .try_for_each(|(delivery, outcome)| peer.finish(delivery, *outcome, downloads))
+            })
+            .unwrap_or(Ok(()));
+        self.tell_others(outcomes);
+        result
+    }
+
+    /// What is to be sent now. `None` when this peer was removed.
+    pub(super) fn turn(&self) -> Option<Turn> {
+        let role = self.swarm.role(&self.public_key);
+        let now = Instant::now();
+        self.with(|peer, downloads, core| {
+            peer.role = Role { downloading: role.downloading && peer.may_download, ..role };
+            let messages = peer.poll(core, downloads, now);
+            let average = core.byte_length() / core.length().max(1);
+            let count = (BATCH_BYTES / average.max(1)).clamp(1, BATCH_REQUESTS);
+            let requests = (0..count).map_while(|_| peer.uploads.pop()).collect();
+            Turn { messages, requests, idle: peer.is_idle(), deadline: peer.deadline() }
+        })
+    }
+
+    /// Whether there is something to send without waiting.
+    pub(super) fn is_busy(&self) -> bool {
+        self.with(|peer, _, _| peer.has_more() || !peer.uploads.is_empty()).unwrap_or(false)
+    }
+
+    /// Counts what was sent to the peer.
+    pub(super) fn uploaded(&self, blocks: u64, bytes: u64) {
+        self.with(|peer, _, _| {
+            peer.counters.uploaded_blocks += blocks;
+            peer.counters.uploaded_bytes += bytes;
+        });
+    }
+
+    /// Asks this peer for nothing more; it may still ask us.
+    pub(super) fn stop_downloading(&self) {
+        self.with(|peer, _, _| peer.may_download = false);
+    }
+
+    /// Runs `act` on this peer, and wakes the others when it made something free for them.
+    fn with<T>(&self, act: impl FnOnce(&mut Peer, &mut Downloads, &Core) -> T) -> Option<T> {
+        let mut state = self.swarm.state();
+        let State { downloads, members, failed, .. } = &mut *state;
+        let before = downloads.version();
+        let peer = &mut members.get_mut(&self.id)?.peer;
+        peer.may_download &= !*failed;
+        let result = act(peer, downloads, &self.swarm.core);
+        if downloads.version() != before {
+            for (id, member) in members {
+                if *id != self.id {
+                    member.wake.notify_one();
+                }
+            }
+        }
+        Some(result)
+    }
+
+    /// Announces blocks beyond the contiguous ones to the other peers. What is contiguous they learn
+    /// by watching the core.
+    fn tell_others(&self, outcomes: &[(Delivery, Outcome)]) {
+        let contiguous = self.swarm.core.contiguous_length();
+        let mut state = self.swarm.state();
+        if state.members.len() < 2 {
+            return;
+        }
+        for (delivery, outcome) in outcomes {
+            let Some(block) = &delivery.data.block else { continue };
+            if *outcome != Outcome::Applied || block.index < contiguous {
+                continue;
+            }
+            for (id, member) in &mut state.members {
+                if *id != self.id {
+                    member.peer.have(block.index, 1);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        let mut state = self.swarm.state();
+        let State { downloads, members, .. } = &mut *state;
+        if let Some(mut member) = members.remove(&self.id) {
+            member.peer.close(downloads);
+        }
+        downloads.release_all(self.id);
+        for member in members.values() {
+            member.wake.notify_one();
+        }
+    }
+}
