@@ -1,1 +1,18 @@
-//! To be written.
+//! The other servers: who is admitted, who knocks, who is online, and the connections to them.
+//!
+//! [`Peers`] is the list that people edit. Two servers connect only when each has approved the other; a
+//! key that is not approved is refused inside the handshake and remembered as a [`Knock`].
+
+mod directory;
+mod discovered;
+mod knocks;
+mod lookup;
+mod presence;
+mod record;
+mod table;
+
+pub use directory::Peers;
+pub use record::{
+    AddOptions, ConnectionInfo, Discovered, Knock, NICKNAME_CHARS, Peer, PeerProblem, PeerStatus,
+    PeerUpdate, Policy, check_nickname,
+};

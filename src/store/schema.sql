@@ -79,3 +79,25 @@ CREATE TABLE transfer_files (
   tree_hash   BLOB NOT NULL,
   length      INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+-- The servers that this one admits or blocks. public_key is z32.
+CREATE TABLE peers (
+  public_key   TEXT PRIMARY KEY,
+  nickname     TEXT, -- given here
+  name         TEXT, -- what the peer calls itself
+  status       TEXT NOT NULL CHECK (status IN ('approved', 'blocked')),
+  added_at     INTEGER NOT NULL,
+  last_seen_at INTEGER,
+  is_online    INTEGER NOT NULL DEFAULT 0,
+  policy       TEXT,
+  feed_key     BLOB
+) STRICT, WITHOUT ROWID;
+
+-- Keys that tried to connect and are neither admitted nor blocked. public_key is z32.
+CREATE TABLE knocks (
+  public_key TEXT PRIMARY KEY,
+  first_at   INTEGER NOT NULL,
+  last_at    INTEGER NOT NULL,
+  count      INTEGER NOT NULL,
+  address    TEXT
+) STRICT, WITHOUT ROWID;
