@@ -6,11 +6,10 @@ use bytes::Bytes;
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
+use super::CatalogError;
 use super::book::Book;
 use super::entry::{self, BookEntry};
-use super::view::{self, MAX_BOOKS};
-use super::{CatalogError, Feed};
-use crate::store::StoreError;
+use super::view::{self, Feed, MAX_BOOKS};
 use crate::text;
 use crate::time::rfc3339;
 use crate::transfer::BookSource;
@@ -155,12 +154,6 @@ fn file_size(source: &Option<BookSource>) -> Option<u64> {
 
 fn invalid(book: &BookEntry, error: &entry::EntryError) -> CatalogError {
     CatalogError::InvalidBook { id: text::clean(&book.id, 40), reason: error.to_string() }
-}
-
-impl From<rusqlite::Error> for CatalogError {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Store(StoreError::Sqlite(error))
-    }
 }
 
 #[cfg(test)]

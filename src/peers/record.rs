@@ -5,6 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
 use crate::text;
+pub use crate::transfer::Policy;
 
 /// The longest nickname, in characters.
 pub const NICKNAME_CHARS: usize = 64;
@@ -30,46 +31,6 @@ impl PeerStatus {
             Self::Approved => "approved",
             Self::Blocked => "blocked",
         }
-    }
-}
-
-/// What happens when a peer asks for a book.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Policy {
-    /// It is granted at once.
-    AutoAccept,
-    /// A person decides.
-    ManualApprove,
-    /// It is denied: the catalog is for browsing only.
-    MetadataOnly,
-}
-
-impl Policy {
-    /// Every policy.
-    pub const ALL: [Self; 3] = [Self::AutoAccept, Self::ManualApprove, Self::MetadataOnly];
-
-    /// The policy as the API and the database write it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::AutoAccept => "auto-accept",
-            Self::ManualApprove => "manual-approve",
-            Self::MetadataOnly => "metadata-only",
-        }
-    }
-}
-
-impl std::str::FromStr for Policy {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|policy| policy.as_str() == text).ok_or_else(|| {
-            Error::new(
-                ErrorCode::InvalidArgument,
-                "a policy is auto-accept, manual-approve or metadata-only",
-            )
-        })
     }
 }
 

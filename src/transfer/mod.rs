@@ -4,12 +4,14 @@ mod filename;
 mod landing;
 mod library;
 pub mod message;
+mod policy;
 mod progress;
 mod record;
 mod state;
 mod table;
 
 pub use library::{BookSource, Description, Library, Provided, Provider};
+pub use policy::{PeerRules, Policy};
 pub use progress::Progress;
 pub use record::TransferInfo;
 pub use state::{Direction, State};

@@ -1,0 +1,179 @@
+//! Peers' feeds: fetched live while the peer is connected, replayed, kept while it is away.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use tokio_util::sync::CancellationToken;
+
+use super::replay::Replay;
+use super::view;
+use super::{CatalogError, CatalogOptions};
+use crate::crypto::PublicKey;
+use crate::hypercore::replicator::{CoreHandle, Download, Policy};
+use crate::hypercore::{Core, OpenOptions};
+use crate::sync::lock;
+
+/// How many entries of a peer's feed are fetched: enough for a full catalog that was rewritten a few
+/// times. A longer feed is followed no further.
+const MAX_FEED_ENTRIES: u64 = 4_000_000;
+/// How many bytes of a peer's feed are fetched.
+const MAX_FEED_BYTES: u64 = 4 << 30;
+
+/// Every peer's feed that is open.
+#[derive(Default)]
+pub(super) struct PeerFeeds {
+    open: Mutex<HashMap<PublicKey, Arc<PeerFeed>>>,
+    /// One change at a time.
+    changing: tokio::sync::Mutex<()>,
+}
+
+/// One peer's feed.
+struct PeerFeed {
+    key: [u8; 32],
+    core: Core,
+    handle: CoreHandle,
+    cancel: CancellationToken,
+}
+
+impl PeerFeed {
+    async fn close(&self) {
+        self.cancel.cancel();
+        self.handle.close();
+        if let Err(error) = self.core.close().await {
+            tracing::warn!(%error, "a peer's feed did not close cleanly");
+        }
+    }
+}
+
+impl PeerFeeds {
+    /// The length of a peer's feed as far as it is known, in entries.
+    pub(super) fn length(&self, peer: &PublicKey) -> Option<u64> {
+        lock(&self.open).get(peer).map(|feed| feed.core.length())
+    }
+
+    /// Follows the feed with this key as `peer`'s catalog from now on. The same key again changes
+    /// nothing; another key replaces the view.
+    pub(super) async fn set(
+        &self,
+        options: &CatalogOptions,
+        peer: PublicKey,
+        key: [u8; 32],
+    ) -> Result<(), CatalogError> {
+        let _one = self.changing.lock().await;
+        let (before, taken) = {
+            let open = lock(&self.open);
+            let same =
+                |(server, feed): &(&PublicKey, &Arc<PeerFeed>)| feed.key == key && **server != peer;
+            let taken = open.iter().find(same).map(|(server, feed)| (*server, Arc::clone(feed)));
+            (open.get(&peer).cloned(), taken)
+        };
+        if before.as_ref().is_some_and(|feed| feed.key == key) {
+            return Ok(());
+        }
+        if let Some((holder, feed)) = taken {
+            // A feed that names its server in the manifest is that server's, whoever came first.
+            if !signed_by(&feed.core, &peer) || signed_by(&feed.core, &holder) {
+                return Err(CatalogError::ForeignFeed);
+            }
+            self.remove_open(&holder).await;
+            options.database.write(move |t| view::remove(t, &holder)).await?;
+        }
+        if before.is_some() {
+            tracing::info!(peer = peer.short(), "a peer has a new feed");
+            self.remove_open(&peer).await;
+        }
+        self.open(options, peer, key).await
+    }
+
+    async fn open(
+        &self,
+        options: &CatalogOptions,
+        peer: PublicKey,
+        key: [u8; 32],
+    ) -> Result<(), CatalogError> {
+        let core = Core::open(&*options.storage, key, OpenOptions::default())?;
+        let length = core.length();
+        let feed = options
+            .database
+            .write(move |transaction| {
+                let feed = view::set_feed(transaction, &peer, &key)?;
+                if feed.position <= length {
+                    return Ok(feed);
+                }
+                // What was replayed is gone from the core: fetch and replay it anew.
+                view::remove(transaction, &peer)?;
+                view::set_feed(transaction, &peer, &key)
+            })
+            .await?;
+        let policy = Policy {
+            download: Download::All,
+            // The peer's catalog is its own business: nobody gets it from us but itself.
+            upload: Arc::new(move |asking| *asking == peer),
+            peers: Some(Arc::new(move |asking| *asking == peer)),
+        };
+        let handle = options.replicator.add(core.clone(), policy);
+        let cancel = CancellationToken::new();
+        let replay =
+            Replay::new(options.database.clone(), core.clone(), options.events.clone(), feed);
+        tokio::spawn(replay.follow(cancel.clone()));
+        tokio::spawn(limit(core.clone(), handle.clone(), peer, cancel.clone()));
+        lock(&self.open).insert(peer, Arc::new(PeerFeed { key, core, handle, cancel }));
+        Ok(())
+    }
+
+    /// Stops following a peer's feed, and forgets its view when `forget` says so.
+    pub(super) async fn remove(
+        &self,
+        options: &CatalogOptions,
+        peer: PublicKey,
+    ) -> Result<(), CatalogError> {
+        let _one = self.changing.lock().await;
+        self.remove_open(&peer).await;
+        options.database.write(move |transaction| view::remove(transaction, &peer)).await?;
+        Ok(())
+    }
+
+    async fn remove_open(&self, peer: &PublicKey) {
+        let feed = lock(&self.open).remove(peer);
+        if let Some(feed) = feed {
+            feed.close().await;
+        }
+    }
+
+    /// Closes every feed; views stay.
+    pub(super) async fn close(&self) {
+        let _one = self.changing.lock().await;
+        let open: Vec<_> = lock(&self.open).drain().map(|(_, feed)| feed).collect();
+        for feed in open {
+            feed.close().await;
+        }
+    }
+}
+
+/// Whether `server`'s own key signs the core, which for feeds of this library is always so.
+fn signed_by(core: &Core, server: &PublicKey) -> bool {
+    core.manifest()
+        .is_some_and(|manifest| manifest.signers.iter().any(|signer| signer.public_key == *server))
+}
+
+/// Stops fetching a feed that outgrows what a catalog can be.
+async fn limit(core: Core, handle: CoreHandle, peer: PublicKey, cancel: CancellationToken) {
+    let mut changes = core.subscribe();
+    loop {
+        let state = *changes.borrow_and_update();
+        if state.length > MAX_FEED_ENTRIES || state.byte_length > MAX_FEED_BYTES {
+            tracing::warn!(
+                peer = peer.short(),
+                length = state.length,
+                bytes = state.byte_length,
+                "a peer's feed is too long; it is followed no further"
+            );
+            handle.set_download(Download::None);
+            return;
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+    }
+}

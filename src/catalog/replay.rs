@@ -1,0 +1,118 @@
+//! Follows a feed: every new entry goes into the view, in batches, from where the last run stopped.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::CatalogError;
+use super::view::{self, Feed, Step};
+use crate::crypto::PublicKey;
+use crate::events::{EventKind, Events};
+use crate::hypercore::Core;
+use crate::store::{Database, Durability};
+use crate::time::now_ms;
+
+/// How many entries one transaction takes at most.
+const BATCH_ENTRIES: u64 = 2000;
+/// How many bytes of entries one transaction takes at most (but at least one entry).
+const BATCH_BYTES: usize = 1024 * 1024;
+/// The shortest time between two `catalog-updated` events of one feed during a long replay.
+const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+/// How long to gather entries between two batches.
+const GATHER: Duration = Duration::from_millis(20);
+/// How long to wait after a failure of the database before trying again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Replays one feed. Clones share the position.
+#[derive(Clone)]
+pub(super) struct Replay {
+    database: Database,
+    core: Core,
+    events: Events,
+    feed: Arc<Mutex<Feed>>,
+}
+
+impl Replay {
+    pub(super) fn new(database: Database, core: Core, events: Events, feed: Feed) -> Self {
+        Self { database, core, events, feed: Arc::new(Mutex::new(feed)) }
+    }
+
+    /// The feed as the view has it.
+    pub(super) async fn feed(&self) -> Feed {
+        self.feed.lock().await.clone()
+    }
+
+    /// Follows the feed until `cancel`, or until its core is closed.
+    pub(super) async fn follow(self, cancel: CancellationToken) {
+        let mut changes = self.core.subscribe();
+        loop {
+            changes.borrow_and_update();
+            let retry = match self.catch_up().await {
+                Ok(()) => false,
+                Err(CatalogError::Closed) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "replaying a catalog failed");
+                    true
+                }
+            };
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                changed = changes.changed() => {
+                    if changed.is_err() || changes.borrow().closed {
+                        return;
+                    }
+                }
+                () = tokio::time::sleep(RETRY), if retry => {}
+            }
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(GATHER) => {}
+            }
+        }
+    }
+
+    /// Replays every entry that is here. Cancelled, it may have replayed some.
+    pub(super) async fn catch_up(&self) -> Result<(), CatalogError> {
+        let mut feed = self.feed.lock().await;
+        let mut reported = Instant::now();
+        let mut changed = false;
+        let mut batch = self.read(feed.position)?;
+        while !batch.is_empty() {
+            let (number, from) = (feed.number, feed.position);
+            let after = from + batch.len() as u64;
+            let write = self.database.write_with(Durability::Process, move |transaction| {
+                view::apply(transaction, number, from, &batch, now_ms())
+            });
+            // The next batch is read while the writer thread works on this one.
+            let (written, next) = tokio::join!(write, async { self.read(after) });
+            *feed = written?;
+            batch = next?;
+            changed = true;
+            if reported.elapsed() >= REPORT_INTERVAL {
+                self.report(&feed.server, feed.position);
+                (reported, changed) = (Instant::now(), false);
+            }
+        }
+        if changed {
+            self.report(&feed.server, feed.position);
+        }
+        Ok(())
+    }
+
+    fn read(&self, from: u64) -> Result<Vec<Step>, CatalogError> {
+        let end = self.core.length().min(from.saturating_add(BATCH_ENTRIES));
+        if end <= from {
+            return Ok(Vec::new());
+        }
+        let blocks: Vec<Bytes> = self.core.range(from..end, BATCH_BYTES)?;
+        Ok(blocks.iter().map(|block| Step::read(block)).collect())
+    }
+
+    fn report(&self, server: &PublicKey, length: u64) {
+        self.events.emit(EventKind::CatalogUpdated { peer: server.to_z32(), length });
+    }
+}
