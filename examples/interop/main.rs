@@ -2,9 +2,12 @@
 //!
 //! `__test__/interop/*.test.mjs` starts this program and runs npm's implementation against it.
 
+mod replicate;
+
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    match arguments.next().as_deref() {
+    let outcome = match arguments.next().as_deref() {
+        Some("replicate") => replicate::main(),
         Some(other) => {
             eprintln!("unknown subcommand {other}");
             std::process::exit(2);
@@ -13,5 +16,9 @@ fn main() {
             eprintln!("usage: interop <layer> [arguments]");
             std::process::exit(2);
         }
+    };
+    if let Err(error) = outcome {
+        eprintln!("{error}");
+        std::process::exit(1);
     }
 }
