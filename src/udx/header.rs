@@ -15,7 +15,7 @@ pub(super) mod flags {
     pub(in crate::udx) const DATA: u8 = 1;
     pub(in crate::udx) const END: u8 = 2;
     pub(in crate::udx) const SACK: u8 = 4;
-    pub(in crate::udx) const MESSAGE: u8 = 8;
+    // 8 is MESSAGE, unreliable: its payload is dropped, its acknowledgement counts.
     pub(in crate::udx) const DESTROY: u8 = 16;
     pub(in crate::udx) const HEARTBEAT: u8 = 32;
 }
@@ -115,14 +115,11 @@ impl<'a> Packet<'a> {
 
 /// The full number nearest to `near` whose low 32 bits are `wire`. `None` below zero.
 pub(super) fn expand(near: u64, wire: u32) -> Option<u64> {
-    #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
-    // the difference of low halves
     let difference = wire.wrapping_sub(near as u32) as i32;
     near.checked_add_signed(i64::from(difference))
 }
 
 /// The low 32 bits: how a sequence number stands on the wire.
-#[allow(clippy::cast_possible_truncation)]
 pub(super) const fn wire(seq: u64) -> u32 {
     seq as u32
 }

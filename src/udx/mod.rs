@@ -6,7 +6,19 @@
 //!
 //! Reference: holepunchto/libudx, `include/udx.h` and `src/udx.c`.
 
+mod bbr;
+mod bytequeue;
+mod driver;
 mod header;
+mod incoming;
+mod machine;
+mod mtu;
+mod outgoing;
+mod pacer;
+mod ranges;
+mod rate;
+mod recovery;
+mod rtt;
 mod socket;
 mod stream;
 mod table;

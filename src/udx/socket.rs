@@ -16,8 +16,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::driver::Shared;
 use super::header;
-use super::stream::Shared;
 use super::table::Udx;
 
 /// Kernel buffers asked for, in bytes, largest first: some systems refuse what they cannot give.
@@ -42,11 +42,12 @@ struct Handle {
     inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(super) struct Inner {
     io: tokio::net::UdpSocket,
     state: UdpSocketState,
     local: SocketAddr,
     udx: Udx,
+    runtime: tokio::runtime::Handle,
     /// Written while a datagram with its own time to live goes out: the kernel keeps that per socket.
     ttl: RwLock<()>,
     closed: CancellationToken,
@@ -96,6 +97,7 @@ impl UdxSocket {
             state,
             local,
             udx,
+            runtime: runtime.clone(),
             ttl: RwLock::new(()),
             closed: CancellationToken::new(),
             datagrams: std::sync::Mutex::new(Some(DatagramReceiver { queue })),
@@ -175,7 +177,7 @@ impl UdxSocket {
     }
 
     /// How many packets of `size` bytes one [`Self::transmit`] takes.
-    pub(super) fn batch_of(&self, size: usize) -> usize {
+    pub(super) fn batch(&self, size: usize) -> usize {
         self.inner().state.max_gso_segments().min(MAX_BATCH / size.max(1)).max(1)
     }
 
@@ -188,8 +190,12 @@ impl UdxSocket {
         }
     }
 
-    fn inner(&self) -> &Inner {
+    pub(super) fn inner(&self) -> &Inner {
         &self.handle.inner
+    }
+
+    pub(super) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.inner().runtime
     }
 }
 
@@ -205,7 +211,7 @@ impl Inner {
             return;
         }
         for stream in self.udx.all() {
-            stream.socket_closed(self.local);
+            stream.socket_closed(self);
         }
         self.closed.cancel();
     }
@@ -358,9 +364,12 @@ fn is_mapped(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())
 }
 
-/// IPv4 addresses as IPv4, whichever family the socket has.
-fn canonical(addr: SocketAddr) -> SocketAddr {
-    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+/// IPv4 addresses as IPv4, whichever family the socket has. (IPv6 keeps its scope.)
+pub(super) fn canonical(addr: SocketAddr) -> SocketAddr {
+    match addr.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, addr.port()),
+        IpAddr::V6(_) => addr,
+    }
 }
 
 #[cfg(test)]

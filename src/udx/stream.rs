@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::driver::{Shared, State};
 use super::socket::UdxSocket;
-use super::table::Udx;
 
 /// How a stream behaves.
 #[derive(Debug, Clone)]
@@ -57,39 +57,39 @@ pub enum CloseReason {
     SocketClosed,
 }
 
-/// A stream. Dropping it without `shutdown()` sends DESTROY; `shutdown()` flushes and sends END.
+impl CloseReason {
+    /// The error that reads and writes give after it.
+    fn error(self) -> io::Error {
+        let (kind, text) = match self {
+            Self::Ended => (io::ErrorKind::BrokenPipe, "the stream has ended"),
+            Self::Destroyed => (io::ErrorKind::ConnectionAborted, "the stream was destroyed"),
+            Self::Reset => (io::ErrorKind::ConnectionReset, "the other side destroyed the stream"),
+            Self::TimedOut => (io::ErrorKind::TimedOut, "the other side no longer answers"),
+            Self::SocketClosed => (io::ErrorKind::NotConnected, "the socket was closed"),
+        };
+        io::Error::new(kind, text)
+    }
+}
+
+/// A stream: `AsyncRead` and `AsyncWrite`.
+///
+/// Reads give what arrived before the stream ended, also after the other side destroyed it; then
+/// nothing more, or the reason as an error. Writes are buffered and sent by a task of the stream, so
+/// that several small ones share a packet; `flush()` does not wait for them. `shutdown()` sends END and
+/// waits until everything has arrived. Dropping a stream without it sends DESTROY; what was ended
+/// before still arrives. Reads and writes are cancel safe.
 pub struct UdxStream {
     shared: Arc<Shared>,
 }
 
-/// A view of a stream that outlives its boxing.
+/// A view of a stream that outlives its boxing. It does not keep the stream open.
 #[derive(Clone)]
 pub struct StreamHandle {
     shared: Arc<Shared>,
 }
 
-pub(super) struct Shared {
-    id: u32,
-    udx: Udx,
-}
-
-impl Shared {
-    pub(super) fn new(udx: Udx, id: u32, _options: StreamOptions) -> Arc<Self> {
-        Arc::new(Self { id, udx })
-    }
-    pub(super) fn socket_closed(&self, _local: SocketAddr) {}
-    pub(super) fn drive(&self) {}
-    pub(super) fn receive<'a>(
-        &self,
-        _socket: &UdxSocket,
-        _from: SocketAddr,
-        _packets: impl Iterator<Item = &'a [u8]>,
-    ) {
-    }
-}
-
 impl UdxStream {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) const fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
     }
 
@@ -100,7 +100,11 @@ impl UdxStream {
     }
 
     /// Connects the stream, once; later calls change nothing. What was written before goes out now.
-    pub fn connect(&self, _socket: &UdxSocket, _remote_id: u32, _remote: SocketAddr) {}
+    ///
+    /// From here on only packets from `remote` count.
+    pub fn connect(&self, socket: &UdxSocket, remote_id: u32, remote: SocketAddr) {
+        self.shared.connect(socket, remote_id, remote);
+    }
 
     /// Waits for the first packet with this stream's id while it is not connected, and says over which
     /// socket and from where it came. The packet is kept (with a bounded number of later ones) and
@@ -108,25 +112,25 @@ impl UdxStream {
     pub fn on_first_packet(
         &self,
     ) -> impl Future<Output = Option<(UdxSocket, SocketAddr)>> + Send + 'static {
-        std::future::pending()
+        Arc::clone(&self.shared).first_packet()
     }
 
     /// Where the other side is, once connected.
     #[must_use]
     pub fn remote_addr(&self) -> Option<SocketAddr> {
-        None
+        self.shared.with(|state| state.machine.remote_addr())
     }
 
     /// The smoothed round-trip time; zero before the first measurement.
     #[must_use]
     pub fn rtt(&self) -> Duration {
-        Duration::ZERO
+        self.shared.with(|state| state.machine.rtt())
     }
 
     /// The stream's counters.
     #[must_use]
     pub fn stats(&self) -> StreamStats {
-        StreamStats::default()
+        self.shared.with(|state| state.machine.stats())
     }
 
     /// A handle that stays useful after the stream itself was boxed.
@@ -138,7 +142,7 @@ impl UdxStream {
 
 impl Drop for UdxStream {
     fn drop(&mut self) {
-        self.shared.udx.remove(self.shared.id);
+        self.shared.detach();
     }
 }
 
@@ -152,54 +156,104 @@ impl StreamHandle {
     /// Where the other side is, once connected.
     #[must_use]
     pub fn remote_addr(&self) -> Option<SocketAddr> {
-        None
+        self.shared.with(|state| state.machine.remote_addr())
     }
 
     /// The smoothed round-trip time; zero before the first measurement.
     #[must_use]
     pub fn rtt(&self) -> Duration {
-        Duration::ZERO
+        self.shared.with(|state| state.machine.rtt())
     }
 
     /// The stream's counters.
     #[must_use]
     pub fn stats(&self) -> StreamStats {
-        StreamStats::default()
+        self.shared.with(|state| state.machine.stats())
     }
 
     /// Ends the stream at once, with a DESTROY to the other side.
-    pub fn destroy(&self) {}
+    pub fn destroy(&self) {
+        self.shared.destroy();
+    }
 
     /// Waits until the stream is closed. Cancel safe.
     pub async fn closed(&self) -> CloseReason {
-        std::future::pending().await
+        let mut closed = self.shared.closed.subscribe();
+        match closed.wait_for(Option::is_some).await.map(|reason| *reason) {
+            Ok(Some(reason)) => reason,
+            // The sender lives as long as this handle.
+            _ => CloseReason::Destroyed,
+        }
     }
 }
 
 impl AsyncRead for UdxStream {
     fn poll_read(
         self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
-        _buf: &mut ReadBuf<'_>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Poll::Pending
+        self.shared.with(|state| {
+            let State { machine, reader, .. } = state;
+            if machine.available() == 0 {
+                return match machine.closed() {
+                    _ if machine.has_ended() => Poll::Ready(Ok(())),
+                    Some(reason) => Poll::Ready(Err(reason.error())),
+                    None => {
+                        *reader = Some(cx.waker().clone());
+                        Poll::Pending
+                    }
+                };
+            }
+            let read = machine.read(buf.initialize_unfilled());
+            buf.advance(read);
+            if machine.has_news() {
+                self.shared.wake(state);
+            }
+            Poll::Ready(Ok(()))
+        })
     }
 }
 
 impl AsyncWrite for UdxStream {
     fn poll_write(
         self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
+        cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(buf.len()))
+        self.shared.with(|state| {
+            if let Some(reason) = state.machine.closed() {
+                return Poll::Ready(Err(reason.error()));
+            }
+            if state.machine.is_finished() {
+                return Poll::Ready(Err(CloseReason::Ended.error()));
+            }
+            let written = state.machine.write(buf);
+            if written == 0 && !buf.is_empty() {
+                state.writer = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            self.shared.wake(state);
+            Poll::Ready(Ok(written))
+        })
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.shared.with(|state| {
+            if state.machine.is_flushed() {
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(reason) = state.machine.closed() {
+                return Poll::Ready(Err(reason.error()));
+            }
+            state.machine.finish();
+            state.finisher = Some(cx.waker().clone());
+            self.shared.wake(state);
+            Poll::Pending
+        })
     }
 }

@@ -3,15 +3,18 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 
+use super::driver::Shared;
 use super::socket::UdxSocket;
-use super::stream::{Shared, StreamOptions, UdxStream};
+use super::stream::{StreamOptions, UdxStream};
+
+type Streams = HashMap<u32, Weak<Shared>>;
 
 /// A set of streams and the sockets that carry them. Clones share the set.
 #[derive(Clone, Default)]
 pub struct Udx {
-    streams: Arc<RwLock<HashMap<u32, Arc<Shared>>>>,
+    streams: Arc<RwLock<Streams>>,
 }
 
 impl Udx {
@@ -35,35 +38,27 @@ impl Udx {
     /// Creates a stream under a random id, not yet connected.
     #[must_use]
     pub fn create_stream(&self, options: StreamOptions) -> UdxStream {
-        let mut streams = self.write();
+        let mut streams = self.streams.write().unwrap_or_else(PoisonError::into_inner);
         let mut id = random_id();
         while streams.contains_key(&id) {
             id = random_id();
         }
-        let shared = Shared::new(self.clone(), id, options);
-        streams.insert(id, Arc::clone(&shared));
-        drop(streams);
+        let shared = Shared::new(self.clone(), id, &options);
+        streams.insert(id, Arc::downgrade(&shared));
         UdxStream::new(shared)
     }
 
     pub(super) fn find(&self, id: u32) -> Option<Arc<Shared>> {
-        self.read().get(&id).cloned()
+        self.streams.read().unwrap_or_else(PoisonError::into_inner).get(&id)?.upgrade()
     }
 
     pub(super) fn remove(&self, id: u32) {
-        self.write().remove(&id);
+        self.streams.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Shared>> {
-        self.read().values().cloned().collect()
-    }
-
-    fn read(&self) -> RwLockReadGuard<'_, HashMap<u32, Arc<Shared>>> {
-        self.streams.read().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, HashMap<u32, Arc<Shared>>> {
-        self.streams.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+        let streams = self.streams.read().unwrap_or_else(PoisonError::into_inner);
+        streams.values().filter_map(Weak::upgrade).collect()
     }
 }
 

@@ -1,0 +1,142 @@
+//! A queue of bytes that is read by absolute position: what is written stays until it is released.
+
+use std::collections::VecDeque;
+
+/// Bytes a chunk. All chunks but the last are full, so that a position gives its chunk.
+const CHUNK: usize = 64 << 10;
+
+/// Bytes `start..end` of a stream, counted from its beginning.
+#[derive(Debug, Default)]
+pub(super) struct ByteQueue {
+    chunks: VecDeque<Vec<u8>>,
+    /// The position of the first byte of the first chunk.
+    base: u64,
+    /// The position of the first byte that is not released.
+    start: u64,
+    /// The position after the last byte.
+    end: u64,
+}
+
+impl ByteQueue {
+    /// Bytes held.
+    pub(super) const fn len(&self) -> usize {
+        (self.end - self.start) as usize
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.end == self.start
+    }
+
+    /// The position after the last byte held.
+    pub(super) const fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Appends `data`.
+    pub(super) fn push(&mut self, mut data: &[u8]) {
+        self.end += data.len() as u64;
+        while !data.is_empty() {
+            let continued = !self.chunks.is_empty();
+            if self.chunks.back().is_none_or(|chunk| chunk.len() == CHUNK) {
+                // A stream of many bytes gets whole chunks, a small one only what it needs.
+                self.chunks.push_back(Vec::with_capacity(if continued { CHUNK } else { 0 }));
+            }
+            let Some(last) = self.chunks.back_mut() else { return };
+            let (fits, rest) = data.split_at(data.len().min(CHUNK - last.len()));
+            last.extend_from_slice(fits);
+            data = rest;
+        }
+    }
+
+    /// Calls `take` with the bytes of `position..position + length` that are held, in order.
+    pub(super) fn visit(&self, position: u64, length: usize, mut take: impl FnMut(&[u8])) {
+        let mut at = position.max(self.start);
+        let end = position.saturating_add(length as u64).min(self.end);
+        while at < end {
+            let offset = (at - self.base) as usize;
+            let (index, within) = (offset / CHUNK, offset % CHUNK);
+            let wanted = ((end - at) as usize).min(CHUNK - within);
+            let chunk = self.chunks.get(index).and_then(|c| c.get(within..within + wanted));
+            let Some(part) = chunk else { return };
+            take(part);
+            at += wanted as u64;
+        }
+    }
+
+    /// Moves the first bytes out, as many as fit, and returns how many.
+    pub(super) fn read(&mut self, out: &mut [u8]) -> usize {
+        let mut filled = 0;
+        self.visit(self.start, out.len(), |part| {
+            if let Some(space) = out.get_mut(filled..filled + part.len()) {
+                space.copy_from_slice(part);
+                filled += part.len();
+            }
+        });
+        self.release(self.start + filled as u64);
+        filled
+    }
+
+    /// Lets go of everything before `position`.
+    pub(super) fn release(&mut self, position: u64) {
+        self.start = position.clamp(self.start, self.end);
+        while self.start - self.base >= CHUNK as u64 && self.chunks.pop_front().is_some() {
+            self.base += CHUNK as u64;
+        }
+        if self.is_empty() {
+            self.base = self.start;
+            self.chunks.truncate(1);
+            if let Some(chunk) = self.chunks.front_mut() {
+                chunk.clear();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_out_as_they_went_in_across_chunks() {
+        let data: Vec<u8> = (0..400_000u32).map(|n| (n % 251) as u8).collect();
+        let mut queue = ByteQueue::default();
+        let (mut out, mut buffer) = (Vec::new(), vec![0; 30_011]);
+        for piece in data.chunks(17_003) {
+            queue.push(piece);
+            if out.len() < queue.end() as usize / 2 {
+                let read = queue.read(&mut buffer);
+                out.extend_from_slice(&buffer[..read]);
+            }
+        }
+        while !queue.is_empty() {
+            let read = queue.read(&mut buffer);
+            out.extend_from_slice(&buffer[..read]);
+        }
+        assert!(out == data);
+    }
+
+    #[test]
+    fn bytes_are_found_by_position_until_they_are_released() {
+        let data: Vec<u8> = (0..200_000u32).map(|n| (n % 251) as u8).collect();
+        let mut queue = ByteQueue::default();
+        queue.push(&data);
+        queue.release(70_000);
+        let mut found = Vec::new();
+        queue.visit(60_000, 100_000, |part| found.extend_from_slice(part));
+        assert!(found == data[70_000..160_000]);
+    }
+
+    #[test]
+    fn released_chunks_are_freed() {
+        let mut queue = ByteQueue::default();
+        queue.push(&vec![1; 10 * CHUNK]);
+        queue.release(9 * CHUNK as u64 + 5);
+        assert_eq!((queue.chunks.len(), queue.len()), (1, CHUNK - 5));
+        queue.release(u64::MAX);
+        assert!(queue.is_empty());
+        queue.push(b"on");
+        let mut out = [0; 4];
+        assert_eq!(queue.read(&mut out), 2);
+        assert_eq!(&out[..2], b"on");
+    }
+}

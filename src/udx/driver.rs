@@ -1,0 +1,297 @@
+//! Connects a stream's state machine with a socket, the clock and the program.
+//!
+//! Packets are handled, and answered, by the socket's reading task. A task a stream sends what the
+//! program wrote and watches the timers. Whoever holds the lock never waits.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Waker;
+use std::time::Instant;
+
+use tokio::sync::{Notify, watch};
+
+use super::machine::Machine;
+use super::socket::{Inner, UdxSocket, canonical};
+use super::stream::{CloseReason, StreamOptions};
+use super::table::Udx;
+use crate::sync::lock;
+
+/// A stream, as its socket, its task and its holders share it.
+pub(super) struct Shared {
+    pub(super) id: u32,
+    udx: Udx,
+    state: Mutex<State>,
+    /// Wakes the stream's task.
+    wake: Notify,
+    /// Wakes who waits for the first packet.
+    first_packet: Notify,
+    pub(super) closed: watch::Sender<Option<CloseReason>>,
+}
+
+/// What the lock protects.
+pub(super) struct State {
+    pub(super) machine: Machine,
+    socket: Option<UdxSocket>,
+    first: Option<(UdxSocket, SocketAddr)>,
+    pub(super) reader: Option<Waker>,
+    pub(super) writer: Option<Waker>,
+    pub(super) finisher: Option<Waker>,
+    /// When the task will look by itself; `None`: not before it is woken.
+    armed: Option<Instant>,
+    /// The task has been woken and has not looked yet.
+    is_woken: bool,
+    /// What the kernel did not take.
+    blocked: Option<(Vec<u8>, Option<usize>)>,
+    is_listed: bool,
+}
+
+/// The sockets that a stream held.
+type Released = (Option<UdxSocket>, Option<(UdxSocket, SocketAddr)>);
+
+thread_local! {
+    /// Where batches are put together: one a thread serves all streams.
+    static BATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Shared {
+    pub(super) fn new(udx: Udx, id: u32, options: &StreamOptions) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            udx,
+            state: Mutex::new(State {
+                machine: Machine::new(Instant::now(), id, options),
+                socket: None,
+                first: None,
+                reader: None,
+                writer: None,
+                finisher: None,
+                armed: None,
+                is_woken: false,
+                blocked: None,
+                is_listed: true,
+            }),
+            wake: Notify::new(),
+            first_packet: Notify::new(),
+            closed: watch::Sender::new(None),
+        })
+    }
+
+    /// Looks at or changes the stream; what that leaves to send is sent by the stream's task.
+    pub(super) fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        act(&mut lock(&self.state))
+    }
+
+    /// Wakes the stream's task, so that it sends what was written.
+    pub(super) fn wake(&self, state: &mut State) {
+        if !std::mem::replace(&mut state.is_woken, true) {
+            self.wake.notify_one();
+        }
+    }
+
+    pub(super) fn connect(self: &Arc<Self>, socket: &UdxSocket, id: u32, remote: SocketAddr) {
+        let mut state = lock(&self.state);
+        if !state.machine.connect(Instant::now(), canonical(remote), id) {
+            return;
+        }
+        state.socket = Some(socket.clone());
+        let first = state.first.take();
+        self.flush(&mut state);
+        drop(state);
+        // A socket that was let go closes, and closing looks at all streams: not under the lock.
+        drop(first);
+        self.first_packet.notify_waiters();
+        socket.runtime().spawn(Arc::clone(self).run());
+    }
+
+    /// Takes packets with this stream's id; [`Self::drive`] follows.
+    pub(super) fn receive<'a>(
+        &self,
+        socket: &UdxSocket,
+        from: SocketAddr,
+        packets: impl Iterator<Item = &'a [u8]>,
+    ) {
+        let now = Instant::now();
+        let mut state = lock(&self.state);
+        for packet in packets {
+            state.machine.handle_packet(now, from, packet);
+        }
+        let waits = !state.machine.is_connected() && state.machine.closed().is_none();
+        if waits && state.first.is_none() {
+            state.first = Some((socket.clone(), from));
+            drop(state);
+            self.first_packet.notify_waiters();
+        }
+    }
+
+    /// Waits for the first packet of a stream that is not connected.
+    pub(super) async fn first_packet(self: Arc<Self>) -> Option<(UdxSocket, SocketAddr)> {
+        loop {
+            // Made before looking: a notification in between is not missed.
+            let notified = self.first_packet.notified();
+            {
+                let state = lock(&self.state);
+                if state.machine.is_connected() || state.machine.closed().is_some() {
+                    return None;
+                }
+                if state.first.is_some() {
+                    return state.first.clone();
+                }
+            }
+            notified.await;
+        }
+    }
+
+    /// Sends what is due and wakes whom it concerns.
+    pub(super) fn drive(&self) {
+        self.flush(&mut lock(&self.state));
+    }
+
+    /// Ends the stream at once, telling the other side.
+    pub(super) fn destroy(&self) {
+        self.finish_with(|machine| machine.destroy(Instant::now()));
+    }
+
+    /// The program let go of the stream.
+    pub(super) fn detach(&self) {
+        self.finish_with(|machine| machine.detach(Instant::now()));
+    }
+
+    /// The socket `inner` is about to close.
+    pub(super) fn socket_closed(&self, inner: &Inner) {
+        let uses = |socket: &UdxSocket| std::ptr::eq(socket.inner(), inner);
+        if lock(&self.state).socket.as_ref().is_some_and(uses) {
+            self.finish_with(|machine| machine.abandon(Instant::now()));
+        }
+    }
+
+    fn finish_with(&self, act: impl FnOnce(&mut Machine)) {
+        let mut state = lock(&self.state);
+        act(&mut state.machine);
+        self.flush(&mut state);
+        self.wake(&mut state);
+        let released = self.release_if_gone(&mut state);
+        drop(state);
+        drop(released);
+        self.first_packet.notify_waiters();
+    }
+
+    /// Takes a stream that is gone off the table. What is returned is dropped without the lock.
+    fn release_if_gone(&self, state: &mut State) -> Option<Released> {
+        if !state.machine.is_gone() {
+            return None;
+        }
+        if std::mem::take(&mut state.is_listed) {
+            self.udx.remove(self.id);
+        }
+        state.blocked = None;
+        Some((state.socket.take(), state.first.take()))
+    }
+
+    fn flush(&self, state: &mut State) {
+        if let Some(socket) = &state.socket {
+            if let Some(blocked) = state.blocked.take() {
+                state.blocked = send(socket, &state.machine, blocked.0, blocked.1);
+            }
+            if state.blocked.is_none() {
+                state.blocked = transmit(socket, &mut state.machine);
+            }
+        }
+        self.notify(state);
+    }
+
+    fn notify(&self, state: &mut State) {
+        let machine = &state.machine;
+        let closed = machine.closed();
+        if closed.is_some() && self.closed.borrow().is_none() {
+            self.closed.send_replace(closed);
+        }
+        let over = closed.is_some();
+        let readable = over || machine.available() > 0 || machine.has_ended();
+        let (writable, flushed) = (over || machine.has_room(), over || machine.is_flushed());
+        let (deadline, is_gone) = (machine.deadline(), machine.is_gone());
+        let ready = [
+            if readable { state.reader.take() } else { None },
+            if writable { state.writer.take() } else { None },
+            if flushed { state.finisher.take() } else { None },
+        ];
+        ready.into_iter().flatten().for_each(Waker::wake);
+        let too_late = deadline.is_some_and(|at| state.armed.is_none_or(|armed| at < armed));
+        if too_late || state.blocked.is_some() || is_gone {
+            self.wake(state);
+        }
+    }
+
+    /// The task of a connected stream.
+    async fn run(self: Arc<Self>) {
+        loop {
+            let (socket, deadline, is_blocked) = {
+                let mut state = lock(&self.state);
+                state.machine.handle_timeout(Instant::now());
+                // While awake it needs no waking.
+                state.is_woken = true;
+                self.flush(&mut state);
+                state.is_woken = false;
+                if let Some(released) = self.release_if_gone(&mut state) {
+                    drop(state);
+                    drop(released);
+                    return;
+                }
+                state.armed = state.machine.deadline();
+                let Some(socket) = state.socket.clone() else { return };
+                (socket, state.armed, state.blocked.is_some())
+            };
+            let timer = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.wake.notified() => {}
+                () = timer => {}
+                () = socket.writable(), if is_blocked => {}
+            }
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if state.is_listed {
+            self.udx.remove(self.id);
+        }
+    }
+}
+
+/// Sends what the machine has; returns what the kernel did not take.
+fn transmit(socket: &UdxSocket, machine: &mut Machine) -> Option<(Vec<u8>, Option<usize>)> {
+    BATCH.with_borrow_mut(|batch| {
+        loop {
+            batch.clear();
+            let size = |size| socket.batch(size);
+            let transmit = machine.poll_transmit(Instant::now(), size, batch)?;
+            let remote = machine.remote_addr()?;
+            if would_block(socket.transmit(remote, batch, transmit.segment)) {
+                return Some((batch.clone(), transmit.segment));
+            }
+        }
+    })
+}
+
+fn send(
+    socket: &UdxSocket,
+    machine: &Machine,
+    batch: Vec<u8>,
+    segment: Option<usize>,
+) -> Option<(Vec<u8>, Option<usize>)> {
+    let remote = machine.remote_addr()?;
+    would_block(socket.transmit(remote, &batch, segment)).then_some((batch, segment))
+}
+
+/// Any other error is as good as a lost packet: too large for the interface, no route just now.
+fn would_block(result: io::Result<()>) -> bool {
+    result.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}

@@ -1,0 +1,301 @@
+//! The state machine of a stream: packets and the time in, packets and timers out.
+//!
+//! It knows no socket and no clock, so that two of them can be driven over a simulated link
+//! (`simulation`). After anything was put in, [`Machine::poll_transmit`] is called until it gives
+//! nothing more, then [`Machine::deadline`] says when to call [`Machine::handle_timeout`].
+
+mod receive;
+#[cfg(test)]
+mod simulation;
+mod timers;
+mod transmit;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use self::timers::Liveness;
+use super::bbr::Bbr;
+use super::incoming::Incoming;
+use super::mtu::MtuSearch;
+use super::outgoing::Outgoing;
+use super::pacer::Pacer;
+use super::rate::DeliveryRate;
+use super::recovery::Recovery;
+use super::stream::{CloseReason, StreamOptions, StreamStats};
+
+/// The window that is assumed until the other side says (libudx: `UDX_DEFAULT_RWND_MAX`).
+const ASSUMED_WINDOW: u64 = 4 << 20;
+/// Written bytes that may always wait; more only as the path takes more.
+const MIN_SEND_BUFFER: usize = 256 << 10;
+/// Packets kept that come before the stream is connected.
+const MAX_KEPT: usize = 64;
+/// Longer packets are not kept (bytes).
+const MAX_KEPT_SIZE: usize = 2048;
+/// A closed stream answers for so long, so that the other side hears how it ended.
+const LINGER: Duration = Duration::from_secs(3);
+/// What was written before the stream was let go has so long to arrive.
+const DETACHED_FLUSH: Duration = Duration::from_secs(30);
+/// After that the other side has so long to end its half.
+const DETACHED_END: Duration = Duration::from_secs(5);
+
+/// Where a stream is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Unconnected,
+    Connected,
+    /// Closed, and answering latecomers until then.
+    Lingering {
+        until: Instant,
+    },
+    /// Nothing is sent or received any more.
+    Gone,
+}
+
+/// The other side, once known.
+#[derive(Debug, Clone, Copy)]
+struct Remote {
+    addr: SocketAddr,
+    id: u32,
+}
+
+/// A stream without its socket.
+#[derive(Debug)]
+pub(super) struct Machine {
+    phase: Phase,
+    closed: Option<CloseReason>,
+    remote: Option<Remote>,
+    incoming: Incoming,
+    outgoing: Outgoing,
+    recovery: Recovery,
+    congestion: Bbr,
+    rate: DeliveryRate,
+    pacer: Pacer,
+    mtu: MtuSearch,
+    liveness: Liveness,
+    /// What the other side can still take, in bytes, and which packet said so.
+    send_window: u64,
+    window_seq: u64,
+    window_ack: u64,
+    /// When to ask for the window again, and how often that was done in a row.
+    window_probe_at: Option<Instant>,
+    window_probes: u32,
+    /// When the pacer allows more.
+    pace_at: Option<Instant>,
+    /// What goes out next besides data.
+    ack_due: bool,
+    heartbeat_due: bool,
+    destroy_due: bool,
+    tail_probe_due: bool,
+    /// Nobody holds the stream any more; destroyed at that time at the latest.
+    detached_until: Option<Instant>,
+    kept: Vec<(SocketAddr, Box<[u8]>)>,
+    retransmits: u64,
+    /// Once closed: what had been sent until then.
+    bytes_sent: u64,
+    send_buffer: usize,
+    /// Everything written, and the END, has arrived.
+    flushed: bool,
+}
+
+impl Machine {
+    pub(super) fn new(now: Instant, id: u32, options: &StreamOptions) -> Self {
+        let mtu = MtuSearch::new(true);
+        Self {
+            phase: Phase::Unconnected,
+            closed: None,
+            remote: None,
+            incoming: Incoming::new(options.receive_window),
+            outgoing: Outgoing::new(options.send_buffer.min(MIN_SEND_BUFFER)),
+            recovery: Recovery::new(),
+            congestion: Bbr::new(now, mtu.packet_size() as u64, id),
+            rate: DeliveryRate::new(now),
+            pacer: Pacer::new(now),
+            mtu,
+            liveness: Liveness::new(now),
+            send_window: ASSUMED_WINDOW,
+            window_seq: 0,
+            window_ack: 0,
+            window_probe_at: None,
+            window_probes: 0,
+            pace_at: None,
+            ack_due: false,
+            heartbeat_due: false,
+            destroy_due: false,
+            tail_probe_due: false,
+            detached_until: None,
+            kept: Vec::new(),
+            retransmits: 0,
+            bytes_sent: 0,
+            send_buffer: options.send_buffer,
+            flushed: false,
+        }
+    }
+
+    /// Makes the other side known: what was written goes out, packets that came before are processed.
+    /// False when the stream was connected or closed before.
+    pub(super) fn connect(&mut self, now: Instant, addr: SocketAddr, id: u32) -> bool {
+        if self.phase != Phase::Unconnected {
+            return false;
+        }
+        self.phase = Phase::Connected;
+        self.remote = Some(Remote { addr, id });
+        self.mtu = MtuSearch::new(addr.is_ipv4());
+        self.liveness = Liveness::new(now);
+        for (from, packet) in std::mem::take(&mut self.kept) {
+            self.handle_packet(now, from, &packet);
+        }
+        true
+    }
+
+    /// Takes bytes to send; zero when there is no room.
+    pub(super) fn write(&mut self, data: &[u8]) -> usize {
+        self.outgoing.write(data)
+    }
+
+    /// Bytes that [`Self::write`] would take.
+    pub(super) fn room(&self) -> usize {
+        self.outgoing.room()
+    }
+
+    /// Ends this half once everything written is sent.
+    pub(super) fn finish(&mut self) {
+        self.outgoing.finish();
+    }
+
+    /// Whether [`Self::finish`] was called.
+    pub(super) fn is_finished(&self) -> bool {
+        self.outgoing.is_finished()
+    }
+
+    /// Whether everything written, and the END, has arrived.
+    pub(super) const fn is_flushed(&self) -> bool {
+        self.flushed
+    }
+
+    /// Whether there is so much room that a waiting writer is worth waking.
+    pub(super) fn has_room(&self) -> bool {
+        self.room() * 4 >= self.send_buffer.min(MIN_SEND_BUFFER)
+    }
+
+    /// Whether [`Self::read`] left something to send: a window worth announcing.
+    pub(super) const fn has_news(&self) -> bool {
+        self.ack_due
+    }
+
+    /// Moves received bytes out, as many as fit.
+    pub(super) fn read(&mut self, out: &mut [u8]) -> usize {
+        let read = self.incoming.read(out);
+        if self.phase == Phase::Connected && self.incoming.window_update_due() {
+            self.ack_due = true;
+        }
+        read
+    }
+
+    /// Bytes that wait for [`Self::read`].
+    pub(super) fn available(&self) -> usize {
+        self.incoming.available()
+    }
+
+    /// Whether the other side has ended its half and everything before that has arrived.
+    pub(super) fn has_ended(&self) -> bool {
+        self.incoming.has_ended()
+    }
+
+    /// Ends the stream at once and tells the other side.
+    pub(super) fn destroy(&mut self, now: Instant) {
+        if self.closed.is_none() {
+            self.destroy_due = self.phase == Phase::Connected;
+            self.close(now, CloseReason::Destroyed);
+        }
+    }
+
+    /// Nobody holds the stream any more. What was written and ended still arrives; anything else is
+    /// destroyed.
+    pub(super) fn detach(&mut self, now: Instant) {
+        if self.closed.is_some() {
+            self.incoming.discard();
+        } else if self.phase == Phase::Connected && self.is_finished() {
+            self.incoming.discard();
+            self.detached_until = Some(now + DETACHED_FLUSH);
+            self.note_flushed(now);
+        } else {
+            self.destroy(now);
+        }
+    }
+
+    /// The socket is gone: whatever is due goes out now or never.
+    pub(super) fn abandon(&mut self, now: Instant) {
+        if self.closed.is_none() {
+            self.destroy_due = self.phase == Phase::Connected;
+            self.close(now, CloseReason::SocketClosed);
+        }
+        self.phase = Phase::Gone;
+    }
+
+    fn close(&mut self, now: Instant, reason: CloseReason) {
+        if self.closed.is_some() {
+            return;
+        }
+        self.closed = Some(reason);
+        self.flushed |= reason == CloseReason::Ended;
+        self.destroy_due |= reason == CloseReason::TimedOut;
+        let answers = matches!(reason, CloseReason::Ended | CloseReason::Destroyed);
+        self.phase = match self.phase {
+            Phase::Connected if answers => Phase::Lingering { until: now + LINGER },
+            _ => Phase::Gone,
+        };
+        self.kept.clear();
+        if reason != CloseReason::Ended {
+            // What cannot arrive any more need not be held.
+            self.bytes_sent = self.outgoing.sent();
+            self.outgoing.clear();
+        }
+    }
+
+    /// Both halves ended: the stream is closed.
+    fn close_if_ended(&mut self, now: Instant) {
+        self.note_flushed(now);
+        if self.flushed && self.incoming.has_ended() {
+            self.close(now, CloseReason::Ended);
+        }
+    }
+
+    fn note_flushed(&mut self, now: Instant) {
+        self.flushed |= self.outgoing.is_complete();
+        if let Some(until) = self.detached_until.filter(|_| self.flushed) {
+            self.detached_until = Some(until.min(now + DETACHED_END));
+        }
+    }
+
+    /// Why the stream is closed, if it is.
+    pub(super) const fn closed(&self) -> Option<CloseReason> {
+        self.closed
+    }
+
+    /// Whether the machine will never send or receive anything again.
+    pub(super) fn is_gone(&self) -> bool {
+        self.phase == Phase::Gone
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.phase != Phase::Unconnected && self.remote.is_some()
+    }
+
+    /// Where packets go.
+    pub(super) fn remote_addr(&self) -> Option<SocketAddr> {
+        self.remote.map(|remote| remote.addr)
+    }
+
+    /// The smoothed round-trip time; zero before the first measurement.
+    pub(super) fn rtt(&self) -> Duration {
+        self.recovery.rtt.smoothed().unwrap_or_default()
+    }
+
+    pub(super) fn stats(&self) -> StreamStats {
+        StreamStats {
+            bytes_sent: self.bytes_sent.max(self.outgoing.sent()),
+            bytes_received: self.incoming.received(),
+            retransmits: self.retransmits,
+        }
+    }
+}

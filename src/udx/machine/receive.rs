@@ -1,0 +1,147 @@
+//! What a packet does to a stream.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use super::{MAX_KEPT, MAX_KEPT_SIZE, Machine, Phase};
+use crate::udx::header::{self, MAX_SACKS, Packet, flags};
+use crate::udx::rate::RateSample;
+use crate::udx::stream::CloseReason;
+
+/// A DESTROY further ahead than this is not believed.
+const MAX_DESTROY_AHEAD: u64 = 1 << 16;
+
+impl Machine {
+    /// Takes a packet with this stream's id.
+    ///
+    /// Ignored: packets from another address than the other side's, and those that acknowledge what was
+    /// never sent. An id is no secret from an observer, and a DESTROY ends a stream.
+    pub(in crate::udx) fn handle_packet(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
+        let Some(remote) = self.remote else {
+            self.keep(from, bytes);
+            return;
+        };
+        let is_peer = from.ip() == remote.addr.ip() && from.port() == remote.addr.port();
+        if !is_peer || self.phase == Phase::Gone {
+            return;
+        }
+        let Some(packet) = Packet::decode(bytes) else { return };
+        let ack = header::expand(self.outgoing.first(), packet.header.ack).unwrap_or(0);
+        if ack > self.outgoing.next() && self.closed.is_none() {
+            return;
+        }
+        self.liveness.heard(now);
+        if let Phase::Lingering { .. } = self.phase {
+            self.answer_latecomer(&packet);
+            return;
+        }
+        if packet.has(flags::HEARTBEAT) {
+            // Keepalive, window or path probe; what follows is padding.
+            self.ack_due = true;
+            return;
+        }
+        let seq = header::expand(self.incoming.next(), packet.header.seq);
+        if let Some(seq) = seq.filter(|seq| *seq >= self.incoming.next()) {
+            if packet.has(flags::DESTROY) && seq - self.incoming.next() < MAX_DESTROY_AHEAD {
+                self.close(now, CloseReason::Reset);
+                return;
+            }
+            if packet.has(flags::DATA | flags::END) {
+                // A reader that has been told of the end gets no more.
+                let payload = if packet.has(flags::DATA) { packet.payload } else { &[] };
+                self.incoming.insert(seq, payload, packet.has(flags::END));
+            }
+        }
+        if packet.has(flags::DATA | flags::END) {
+            self.ack_due = true;
+        }
+        self.handle_ack(now, &packet, ack, seq.unwrap_or(0));
+        self.close_if_ended(now);
+    }
+
+    fn keep(&mut self, from: SocketAddr, bytes: &[u8]) {
+        let fits = self.kept.len() < MAX_KEPT && bytes.len() <= MAX_KEPT_SIZE;
+        if fits && self.phase == Phase::Unconnected {
+            self.kept.push((from, bytes.into()));
+        }
+    }
+
+    /// The stream is closed here; the other side may have missed how.
+    fn answer_latecomer(&mut self, packet: &Packet<'_>) {
+        if packet.has(flags::DESTROY) {
+            self.phase = Phase::Gone;
+        } else if self.closed == Some(CloseReason::Destroyed) {
+            self.destroy_due = true;
+        } else if packet.has(flags::DATA | flags::END | flags::HEARTBEAT) {
+            self.ack_due = true;
+        }
+    }
+
+    fn handle_ack(&mut self, now: Instant, packet: &Packet<'_>, ack: u64, seq: u64) {
+        if ack < self.outgoing.first() {
+            return;
+        }
+        self.update_send_window(packet, ack, seq);
+
+        let mut sample = RateSample::default();
+        let was_idle = self.outgoing.is_idle();
+        let first = self.outgoing.first();
+        let (recovery, rate, mtu) = (&mut self.recovery, &mut self.rate, &mut self.mtu);
+        let mut delivered = |packet: &crate::udx::outgoing::SentPacket| {
+            if packet.is_probe {
+                mtu.on_probe_acked();
+            }
+            if let Some(rtt) = recovery.on_delivered(now, packet) {
+                sample.rtt = Some(sample.rtt.map_or(rtt, |known| known.min(rtt)));
+            }
+            let sent = (&packet.rate, packet.sent_at, packet.index);
+            rate.on_delivered(now, sent, packet.size(), &mut sample);
+        };
+        self.outgoing.acknowledge(ack, &mut delivered);
+        let mut sacks = [(0u64, 0u64); MAX_SACKS];
+        let valid = packet.sacks().filter_map(|(start, end)| {
+            let start = header::expand(ack, start)?;
+            let end = header::expand(ack, end)?;
+            (ack <= start && start < end && end <= self.outgoing.next()).then_some((start, end))
+        });
+        let count = sacks.iter_mut().zip(valid).map(|(slot, sack)| *slot = sack).count();
+        let sacks = sacks.get_mut(..count).unwrap_or_default();
+        // In order, or what one packet reports would look reordered.
+        sacks.sort_unstable();
+        for (start, end) in sacks {
+            self.outgoing.acknowledge_range(*start..*end, &mut delivered);
+        }
+        if was_idle {
+            return;
+        }
+        if self.recovery.on_ack(ack) {
+            self.congestion.on_recovered();
+        }
+        if sample.newly_acked > 0 {
+            sample.newly_lost = self.detect_losses(now);
+            self.congestion.set_packet_size(self.mtu.packet_size() as u64);
+            self.rate.finish(&mut sample);
+            let in_flight = self.outgoing.in_flight();
+            self.congestion.on_ack(now, &sample, self.rate.delivered(), in_flight);
+            let useful = usize::try_from(self.congestion.cwnd() * 2).unwrap_or(usize::MAX);
+            self.outgoing.set_limit(useful.max(super::MIN_SEND_BUFFER).min(self.send_buffer));
+        }
+        if sample.newly_acked > 0 || ack > first {
+            self.recovery.on_progress(now, &self.outgoing);
+        }
+    }
+
+    /// As in libudx (and RFC 9293): only a packet newer than the last that said so moves the window.
+    fn update_send_window(&mut self, packet: &Packet<'_>, ack: u64, seq: u64) {
+        let newer = self.window_seq < seq || (self.window_seq == seq && self.window_ack <= ack);
+        if newer {
+            self.send_window = packet.header.window.into();
+            self.window_seq = seq;
+            self.window_ack = ack;
+            if self.send_window > 0 {
+                self.window_probe_at = None;
+                self.window_probes = 0;
+            }
+        }
+    }
+}

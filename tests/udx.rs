@@ -1,0 +1,240 @@
+//! UDX streams over real sockets on this machine.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use alex_p2p::udx::{CloseReason, StreamOptions, Udx, UdxSocket, UdxStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct End {
+    udx: Udx,
+    socket: UdxSocket,
+}
+
+impl End {
+    fn new(addr: SocketAddr) -> Self {
+        let udx = Udx::new();
+        let socket = udx.bind(addr).unwrap();
+        Self { udx, socket }
+    }
+
+    fn local() -> Self {
+        Self::new(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+    }
+
+    fn stream(&self) -> UdxStream {
+        self.udx.create_stream(StreamOptions::default())
+    }
+}
+
+fn connect(a: &End, b: &End) -> (UdxStream, UdxStream) {
+    let (left, right) = (a.stream(), b.stream());
+    left.connect(&a.socket, right.local_id(), b.socket.local_addr());
+    right.connect(&b.socket, left.local_id(), a.socket.local_addr());
+    (left, right)
+}
+
+fn bytes(length: usize) -> Vec<u8> {
+    (0..length).map(|n| (n * 31 + n / 255) as u8).collect()
+}
+
+/// Sends `length` bytes both ways at once, ends both halves and compares.
+async fn exchange(left: UdxStream, right: UdxStream, length: usize) {
+    let side = |stream: UdxStream| async move {
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let write = async {
+            writer.write_all(&bytes(length)).await.unwrap();
+            writer.shutdown().await.unwrap();
+        };
+        let mut received = Vec::new();
+        let (read, ()) = tokio::join!(reader.read_to_end(&mut received), write);
+        read.unwrap();
+        assert!(received == bytes(length), "{} of {length} bytes", received.len());
+    };
+    let (left, right) = (tokio::spawn(side(left)), tokio::spawn(side(right)));
+    timeout(PATIENCE, left).await.unwrap().unwrap();
+    timeout(PATIENCE, right).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn megabytes_go_both_ways_over_ipv4_and_ipv6() {
+    let (a, b) = (End::local(), End::local());
+    let (left, right) = connect(&a, &b);
+    exchange(left, right, 20_000_000).await;
+
+    let localhost = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
+    if Udx::new().bind(localhost).is_ok() {
+        let (a, b) = (End::new(localhost), End::new(localhost));
+        let (left, right) = connect(&a, &b);
+        exchange(left, right, 5_000_000).await;
+    }
+}
+
+#[tokio::test]
+async fn an_ipv4_peer_reaches_a_dual_stack_socket() {
+    let Ok(socket) = Udx::new().bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))) else { return };
+    drop(socket);
+    let (a, b) = (End::local(), End::new(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))));
+    let (left, right) = (a.stream(), b.stream());
+    let port = b.socket.local_addr().port();
+    left.connect(&a.socket, right.local_id(), SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    right.connect(&b.socket, left.local_id(), a.socket.local_addr());
+    exchange(left, right, 500_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_streams_share_one_socket() {
+    let (a, b) = (End::local(), End::local());
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let (left, right) = connect(&a, &b);
+        tasks.spawn(exchange(left, right, 100_000));
+    }
+    while let Some(result) = tasks.join_next().await {
+        result.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_stream_connects_to_whoever_sends_the_first_packet() {
+    let (a, b) = (End::local(), End::local());
+    let (mut left, right) = (a.stream(), b.stream());
+    let first = right.on_first_packet();
+    left.write_all(b"hello").await.unwrap();
+    left.connect(&a.socket, right.local_id(), b.socket.local_addr());
+    let (socket, from) = timeout(PATIENCE, first).await.unwrap().unwrap();
+    assert!(socket.is_same(&b.socket));
+    assert_eq!(from, a.socket.local_addr());
+    right.connect(&socket, left.local_id(), from);
+    assert!(right.on_first_packet().await.is_none());
+    exchange_word(&mut left, right).await;
+}
+
+async fn exchange_word(left: &mut UdxStream, mut right: UdxStream) {
+    let mut word = [0; 5];
+    timeout(PATIENCE, right.read_exact(&mut word)).await.unwrap().unwrap();
+    assert_eq!(&word, b"hello");
+    right.write_all(b"world").await.unwrap();
+    timeout(PATIENCE, left.read_exact(&mut word)).await.unwrap().unwrap();
+    assert_eq!(&word, b"world");
+}
+
+#[tokio::test]
+async fn what_was_written_before_connecting_arrives_without_a_timeout() {
+    let (a, b) = (End::local(), End::local());
+    let (mut left, mut right) = (a.stream(), b.stream());
+    left.write_all(b"early").await.unwrap();
+    left.connect(&a.socket, right.local_id(), b.socket.local_addr());
+    tokio::task::yield_now().await;
+    let start = Instant::now();
+    right.connect(&b.socket, left.local_id(), a.socket.local_addr());
+    let mut word = [0; 5];
+    timeout(PATIENCE, right.read_exact(&mut word)).await.unwrap().unwrap();
+    assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn dropping_resets_and_shutting_down_ends() {
+    let (a, b) = (End::local(), End::local());
+    let (left, mut right) = connect(&a, &b);
+    let handle = left.handle();
+    drop(left);
+    let error = timeout(PATIENCE, right.read_u8()).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(right.handle().closed().await, CloseReason::Reset);
+    assert_eq!(handle.closed().await, CloseReason::Destroyed);
+
+    let (mut left, mut right) = connect(&a, &b);
+    left.write_all(b"last words").await.unwrap();
+    timeout(PATIENCE, left.shutdown()).await.unwrap().unwrap();
+    let left_handle = left.handle();
+    drop(left);
+    let mut text = String::new();
+    timeout(PATIENCE, right.read_to_string(&mut text)).await.unwrap().unwrap();
+    assert_eq!(text, "last words");
+    timeout(PATIENCE, right.shutdown()).await.unwrap().unwrap();
+    assert_eq!(right.handle().closed().await, CloseReason::Ended);
+    assert_eq!(timeout(PATIENCE, left_handle.closed()).await.unwrap(), CloseReason::Ended);
+}
+
+#[tokio::test]
+async fn one_half_stays_open_after_the_other_has_ended() {
+    let (a, b) = (End::local(), End::local());
+    let (mut left, mut right) = connect(&a, &b);
+    timeout(PATIENCE, left.shutdown()).await.unwrap().unwrap();
+    assert_eq!(right.read(&mut [0; 8]).await.unwrap(), 0);
+    right.write_all(b"still here").await.unwrap();
+    right.shutdown().await.unwrap();
+    let mut text = String::new();
+    timeout(PATIENCE, left.read_to_string(&mut text)).await.unwrap().unwrap();
+    assert_eq!(text, "still here");
+}
+
+#[tokio::test]
+async fn closing_a_socket_ends_its_streams_and_tells_the_other_side() {
+    let (a, b) = (End::local(), End::local());
+    let (mut left, mut right) = connect(&a, &b);
+    a.socket.close();
+    assert_eq!(left.handle().closed().await, CloseReason::SocketClosed);
+    assert!(left.read_u8().await.is_err());
+    assert!(left.write_all(b"x").await.is_err());
+    let error = timeout(PATIENCE, right.read_u8()).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_destroy_from_elsewhere_is_ignored() {
+    let (a, b, stranger) = (End::local(), End::local(), End::local());
+    let (mut left, right) = connect(&a, &b);
+    for seq in 0..4u8 {
+        let mut packet = vec![0xff, 1, 16, 0];
+        packet.extend_from_slice(&right.local_id().to_le_bytes());
+        packet.extend_from_slice(&[0, 0, 0, 0, seq, 0, 0, 0, 0, 0, 0, 0]);
+        stranger.socket.send_datagram(&packet, b.socket.local_addr()).unwrap();
+    }
+    left.write_all(b"hello").await.unwrap();
+    exchange_word(&mut left, right).await;
+}
+
+#[tokio::test]
+async fn a_handle_destroys_a_stream_that_was_boxed() {
+    let (a, b) = (End::local(), End::local());
+    let (left, mut right) = connect(&a, &b);
+    let handle = left.handle();
+    let mut boxed: Box<dyn tokio::io::AsyncRead + Unpin + Send> = Box::new(left);
+    handle.destroy();
+    assert_eq!(handle.closed().await, CloseReason::Destroyed);
+    assert!(boxed.read_u8().await.is_err());
+    assert!(timeout(PATIENCE, right.read_u8()).await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_stops_the_writer() {
+    let (a, b) = (End::local(), End::local());
+    let (mut left, right) = connect(&a, &b);
+    let block = vec![7; 1 << 20];
+    let mut written = 0u64;
+    while timeout(Duration::from_millis(500), left.write_all(&block)).await.is_ok() {
+        written += block.len() as u64;
+        assert!(written < 64 << 20, "nothing stops it");
+    }
+    assert!(right.stats().bytes_received <= 6 << 20, "{:?}", right.stats());
+}
+
+#[tokio::test]
+async fn an_unconnected_stream_that_is_dropped_leaves_nothing() {
+    let a = End::local();
+    let mut datagrams = a.socket.take_datagrams().unwrap();
+    let stream = a.stream();
+    let mut packet = vec![0xff, 1, 0, 0];
+    packet.extend_from_slice(&stream.local_id().to_le_bytes());
+    packet.extend_from_slice(&[0; 12]);
+    let first = stream.on_first_packet();
+    drop(stream);
+    assert!(first.await.is_none());
+    a.socket.send_datagram(&packet, a.socket.local_addr()).unwrap();
+    assert_eq!(&timeout(PATIENCE, datagrams.recv()).await.unwrap().unwrap().payload[..], packet);
+}
