@@ -1,5 +1,7 @@
 //! UDX streams over real sockets on this machine.
 
+#![allow(clippy::unwrap_used)] // a failing unwrap is a failing test
+
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
