@@ -1,0 +1,104 @@
+// The job as npm's packages do it: corestore and hyperswarm for the catalog, hyperdrive for the book.
+
+import { createReadStream, createWriteStream } from 'node:fs'
+import { once } from 'node:events'
+import { join } from 'node:path'
+import { pipeline } from 'node:stream/promises'
+import Corestore from 'corestore'
+import DHT from 'hyperdht'
+import createTestnet from 'hyperdht/testnet.js'
+import Hyperdrive from 'hyperdrive'
+import Hyperswarm from 'hyperswarm'
+import Protomux from 'protomux'
+import { books } from './entries.mjs'
+
+export class Worker {
+  #directory
+
+  constructor(directory) {
+    this.#directory = directory
+  }
+
+  async testnet() {
+    this.net = await createTestnet(3, { host: '127.0.0.1' })
+    return this.net.bootstrap
+  }
+
+  async open({ bootstrap, name }) {
+    this.store = new Corestore(join(this.#directory, name))
+    await this.store.ready()
+    const dht = new DHT({ bootstrap, host: '127.0.0.1' })
+    this.swarm = new Hyperswarm({ dht })
+    this.swarm.on('connection', (connection) => {
+      connection.on('error', () => {})
+      this.store.replicate(connection)
+      // The channel of an application, as alex/p2p is one.
+      Protomux.from(connection).createChannel({ protocol: 'bench', onopen: () => this.onchannel?.() })?.open()
+    })
+    await this.swarm.listen()
+    await dht.fullyBootstrapped()
+    return { key: this.swarm.keyPair.publicKey.toString('hex') }
+  }
+
+  async admit() {} // Hyperswarm admits everybody
+
+  async connect({ key }) {
+    const start = performance.now()
+    await this.#join(key)
+    return performance.now() - start
+  }
+
+  async close() {
+    this.onchannel = undefined
+    await this.swarm.destroy()
+    await this.store.close()
+  }
+
+  async publish({ count }) {
+    const core = this.store.get({ name: 'catalog' })
+    await core.ready()
+    const blocks = books(count).map((book) => Buffer.from(JSON.stringify({ type: 'book-added', ...book })))
+    for (let at = 0; at < blocks.length; at += 1000) await core.append(blocks.slice(at, at + 1000))
+    return core.key.toString('hex')
+  }
+
+  async sync({ key, share, count }) {
+    const start = performance.now()
+    const core = this.store.get({ key: Buffer.from(share, 'hex') })
+    await core.ready()
+    this.swarm.joinPeer(Buffer.from(key, 'hex'))
+    await core.download({ start: 0, end: count }).done()
+    if (core.contiguousLength !== count) throw new Error(`${core.contiguousLength} of ${count} entries`)
+    return performance.now() - start
+  }
+
+  async share({ path }) {
+    const drive = new Hyperdrive(this.store.namespace('library'))
+    await drive.ready()
+    await pipeline(createReadStream(path), drive.createWriteStream('/book.epub'))
+    return drive.key.toString('hex')
+  }
+
+  async follow({ key, share }) {
+    this.drive = new Hyperdrive(this.store.namespace('other'), Buffer.from(share, 'hex'))
+    await this.drive.ready()
+    await this.#join(key)
+  }
+
+  async fetch({ to }) {
+    const start = performance.now()
+    await this.drive.update({ wait: true })
+    const file = createWriteStream(to)
+    await pipeline(this.drive.createReadStream('/book.epub'), file)
+    if (!file.closed) await once(file, 'close')
+    return performance.now() - start
+  }
+
+  #join(key) {
+    const opened = new Promise((resolve) => {
+      this.onchannel = resolve
+    })
+    this.swarm.joinPeer(Buffer.from(key, 'hex'))
+    return opened
+  }
+}

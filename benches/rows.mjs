@@ -1,0 +1,140 @@
+// What is measured. A group takes one measurement of one side and gives the value of each of its rows.
+
+import { randomFillSync } from 'node:crypto'
+import { open, readdir, readFile, stat } from 'node:fs/promises'
+import { join } from 'node:path'
+import { root } from '../scripts/toolchain.mjs'
+
+const MB = 1e6
+
+export const groups = [
+  {
+    rows: [{ id: 'connect', unit: 'ms', better: 'low' }],
+    // From knowing a server's key to an open channel with it; a fresh client each time.
+    async measure(side) {
+      const { bootstrap } = await side.testnet()
+      const server = await side.start()
+      const { key } = await server.open({ bootstrap, name: 'server' })
+      const client = await side.start()
+      const times = []
+      for (let n = 0; n < 10; n++) {
+        const { key: own } = await client.open({ bootstrap, name: `client-${n}` })
+        await server.admit({ key: own })
+        times.push(await client.connect({ key }))
+        await client.close()
+      }
+      return { connect: times.toSorted((a, b) => a - b)[times.length >> 1] }
+    }
+  },
+  ...[
+    ['sync-10k', 10_000],
+    ['sync-100k', 100_000]
+  ].map(([id, count]) => ({
+    rows: [{ id, unit: 'entries/s', better: 'high' }],
+    // From knowing a server's key to its whole catalog on this disk; a peer that has nothing yet.
+    async measure(side) {
+      const [writer, reader] = await pair(side)
+      const share = await writer.publish({ count })
+      const ms = await reader.sync({ key: writer.key, share, count })
+      return { [id]: count / (ms / 1000) }
+    }
+  })),
+  {
+    rows: [
+      { id: 'file-256m', unit: 'MB/s', better: 'high' },
+      { id: 'file-256m-rss', unit: 'MB', better: 'low' },
+      { id: 'file-256m-cpu', unit: 's', better: 'low' }
+    ],
+    // From the request, over a connection that stands, to the whole file on disk.
+    async measure(side) {
+      const size = 256 * 1024 * 1024
+      const path = join(side.directory, 'book.epub')
+      await randomFile(path, size)
+      const [sender, receiver] = await pair(side)
+      const share = await sender.share({ path })
+      await receiver.follow({ key: sender.key, share })
+      const before = await Promise.all([sender.usage(), receiver.usage()])
+      const to = join(side.directory, 'received.epub')
+      const ms = await receiver.fetch({ key: sender.key, share, to })
+      const after = await Promise.all([sender.usage(), receiver.usage()])
+      const received = (await stat(to)).size
+      if (received !== size) throw new Error(`received ${received} of ${size} bytes`)
+      return {
+        'file-256m': size / MB / (ms / 1000),
+        'file-256m-rss': Math.max(...after.map((usage) => usage.peakRss)) / MB,
+        'file-256m-cpu': after.reduce((sum, usage, i) => sum + usage.cpu - before[i].cpu, 0)
+      }
+    }
+  },
+  {
+    rows: [{ id: 'idle-rss', unit: 'MB', better: 'low' }],
+    // A Node process with an open node that knows nobody, once it has settled.
+    async measure(side) {
+      const { bootstrap } = await side.testnet()
+      const node = await side.start()
+      await node.open({ bootstrap, name: 'idle' })
+      await new Promise((resolve) => setTimeout(resolve, 5_000))
+      return { 'idle-rss': (await node.usage()).rss / MB }
+    }
+  },
+  {
+    once: true,
+    rows: [{ id: 'install-size', unit: 'MB', better: 'low' }],
+    // What `npm install` brings: our package with one platform's addon; theirs with what they need.
+    async measure(side) {
+      const size = side.kind === 'ours' ? await packageSize() : await dependenciesSize()
+      return { 'install-size': size / MB }
+    }
+  }
+]
+
+/** Two open nodes that admit each other, in a process each: the first offers, the second takes. */
+async function pair(side) {
+  const { bootstrap } = await side.testnet()
+  const first = await side.start()
+  const second = await side.start()
+  first.key = (await first.open({ bootstrap, name: 'first' })).key
+  second.key = (await second.open({ bootstrap, name: 'second' })).key
+  await first.admit({ key: second.key })
+  return [first, second]
+}
+
+async function randomFile(path, size) {
+  const file = await open(path, 'w')
+  const chunk = Buffer.alloc(4 * 1024 * 1024)
+  for (let left = size; left > 0; left -= chunk.length) await file.write(randomFillSync(chunk))
+  await file.close()
+}
+
+async function packageSize() {
+  const names = (await readdir(root)).filter((name) => name.endsWith('.node'))
+  const files = ['package.json', 'README.md', 'index.js', 'index.d.ts', ...names]
+  return (await Promise.all(files.map((name) => stat(join(root, name))))).reduce((n, s) => n + s.size, 0)
+}
+
+// The packages that do this job in JavaScript, and everything they depend on.
+async function dependenciesSize() {
+  const waiting = ['hyperswarm', 'corestore', 'hyperdrive', 'protomux']
+  const found = new Set()
+  let size = 0
+  while (waiting.length > 0) {
+    const name = waiting.pop()
+    if (found.has(name)) continue
+    found.add(name)
+    const folder = join(root, 'node_modules', name)
+    const text = await readFile(join(folder, 'package.json'), 'utf8').catch(() => null)
+    if (text === null) continue // an optional one that is not for this platform
+    const manifest = JSON.parse(text)
+    waiting.push(...Object.keys({ ...manifest.dependencies, ...manifest.optionalDependencies }))
+    size += await folderSize(folder)
+  }
+  return size
+}
+
+async function folderSize(folder) {
+  let size = 0
+  for (const entry of await readdir(folder, { withFileTypes: true, recursive: true })) {
+    if (entry.isFile()) size += (await stat(join(entry.parentPath ?? entry.path, entry.name))).size
+  }
+  return size
+}
