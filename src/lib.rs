@@ -2,6 +2,7 @@
 
 pub mod catalog;
 pub mod crypto;
+pub mod discovery;
 pub mod encoding;
 pub mod error;
 pub mod events;

@@ -16,7 +16,7 @@ use super::knocks::Knocks;
 use super::lookup::shown;
 use super::presence::{Live, save_when_needed};
 use super::record::{
-    AddOptions, Peer, PeerProblem, PeerStatus, PeerUpdate, Policy, check_nickname, clean_name,
+    AddOptions, Peer, PeerProblem, PeerStatus, PeerUpdate, check_nickname, clean_name,
 };
 use super::table::{self, Stored};
 use crate::crypto::PublicKey;
@@ -355,6 +355,7 @@ pub(super) mod tests {
     use crate::crypto::KeyPair;
     use crate::events::Subscription;
     use crate::identity::invite_link;
+    use crate::peers::Policy;
 
     pub(in super::super) struct Setup {
         pub(in super::super) _dir: tempfile::TempDir,

@@ -1,0 +1,44 @@
+//! The public topic of Alex servers.
+
+use tokio_util::sync::CancellationToken;
+
+use crate::hyperdht::{HyperDht, JoinOptions, Topic};
+use crate::identity::Identity;
+use crate::peers::{Connections, Peers};
+
+/// What `Buffer.alloc(32).fill('alex-reader')` gives in Node.
+pub const TOPIC: [u8; 32] = *b"alex-readeralex-readeralex-reade";
+
+/// Announces this server under the topic and looks for others.
+pub(super) fn join(dht: &HyperDht, identity: &Identity) -> Topic {
+    let announce = Some(identity.key_pair().clone());
+    dht.join(&TOPIC, JoinOptions { announce, lookup: true })
+}
+
+/// Lists who is found. A peer that is approved already is dialed: it is there.
+pub(super) async fn follow(
+    mut topic: Topic,
+    peers: Peers,
+    connections: Connections,
+    cancel: CancellationToken,
+) {
+    while let Some(Some(found)) = cancel.run_until_cancelled(topic.next()).await {
+        let key = found.public_key;
+        if peers.is_approved(&key) {
+            connections.wake(&key);
+        } else {
+            peers.discover(key, "topic", &found.addresses);
+        }
+    }
+    topic.close().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_topic_is_the_word_over_and_over() {
+        assert!(TOPIC.iter().zip(b"alex-reader".iter().cycle()).all(|(a, b)| a == b));
+    }
+}

@@ -1,0 +1,348 @@
+//! The connections of a node: listens, dials every approved peer, and keeps one connection a pair.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::arbitration::{self, Verdict, WITHDRAWAL};
+use super::dialer::{Wake, keep_connected};
+use super::directory::Peers;
+use super::presence::Admission;
+use super::registry::{ConnectionEvents, Insertion, PeerConnection, Registry};
+use crate::crypto::PublicKey;
+use crate::error::{Error, ErrorCode, Result};
+use crate::hyperdht::{Connection, Firewall, HyperDht, Server};
+use crate::identity::Identity;
+use crate::protomux::{MuxOptions, Protomux};
+use crate::sync::lock;
+use crate::time::now_ms;
+
+/// How many peers are dialed at the same time.
+const DIALS: usize = 16;
+/// How many connections wait at once for the other side to withdraw them.
+const UNDECIDED: usize = 16;
+/// A new connection on which nothing arrived by then is dropped.
+const FIRST_BYTE: Duration = Duration::from_secs(10);
+/// A connection on which nothing arrives for so long is dropped: keep-alives come every 5 s.
+const SILENCE: Duration = Duration::from_secs(30);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Called with every new connection before anything is read from it, so that no channel the peer opens
+/// is missed. It must not block.
+pub type Attach = Arc<dyn Fn(&PeerConnection) + Send + Sync>;
+
+/// The connections of a node; clones share them.
+#[derive(Clone)]
+pub struct Connections {
+    inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub(super) identity: Identity,
+    pub(super) peers: Peers,
+    pub(super) dht: HyperDht,
+    pub(super) registry: Arc<Registry>,
+    /// Dials under way.
+    pub(super) dials: Semaphore,
+    undecided: Arc<Semaphore>,
+    wakes: Mutex<HashMap<PublicKey, Arc<Wake>>>,
+    attach: Attach,
+    next_number: AtomicU64,
+    cancel: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Connections {
+    /// Listens under the identity and begins to dial. Needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// `ERR_CLOSED` when the DHT node is closed; `ERR_LOCKED` when it listens under this identity
+    /// already.
+    pub fn start(
+        dht: &HyperDht,
+        identity: &Identity,
+        peers: &Peers,
+        attach: Attach,
+    ) -> Result<Self> {
+        let inner = Arc::new(Inner {
+            identity: identity.clone(),
+            peers: peers.clone(),
+            dht: dht.clone(),
+            registry: Arc::new(Registry::new()),
+            dials: Semaphore::new(DIALS),
+            undecided: Arc::new(Semaphore::new(UNDECIDED)),
+            wakes: Mutex::default(),
+            attach,
+            next_number: AtomicU64::new(1),
+            cancel: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        let server =
+            dht.listen(identity.key_pair(), firewall(Arc::downgrade(&inner))).map_err(|error| {
+                match error {
+                    crate::hyperdht::ListenError::AlreadyListening => {
+                        Error::new(ErrorCode::Locked, error.to_string())
+                    }
+                    _ => Error::closed(),
+                }
+            })?;
+        inner.spawn(accept(Arc::clone(&inner), server));
+        inner.spawn(follow_approvals(Arc::clone(&inner)));
+        Ok(Self { inner })
+    }
+
+    /// The live connection to this peer.
+    #[must_use]
+    pub fn get(&self, key: &PublicKey) -> Option<PeerConnection> {
+        self.inner.registry.get(key)
+    }
+
+    /// All live connections, at most [`super::CONNECTION_LIMIT`].
+    #[must_use]
+    pub fn list(&self) -> Vec<PeerConnection> {
+        self.inner.registry.all()
+    }
+
+    /// The live connections and all changes from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> ConnectionEvents {
+        self.inner.registry.subscribe()
+    }
+
+    /// The peer may be there now: dials it at once if it is approved and not connected.
+    pub fn wake(&self, key: &PublicKey) {
+        if let Some(wake) = lock(&self.inner.wakes).get(key) {
+            wake.now.notify_one();
+        }
+    }
+
+    /// The network came back or changed: dials everybody who is not connected at once.
+    pub fn network_changed(&self) {
+        for wake in lock(&self.inner.wakes).values() {
+            wake.now.notify_one();
+        }
+    }
+
+    /// Why a request to this peer cannot be sent now, as an error for the caller.
+    #[must_use]
+    pub fn unavailable(&self, key: &PublicKey) -> Error {
+        let Some(peer) = self.inner.peers.get(key) else {
+            let message = "no peer has this key: add or approve it first";
+            return Error::new(ErrorCode::NotFound, message);
+        };
+        let problem = peer.problem.and_then(|problem| {
+            let code = ErrorCode::ALL.iter().find(|code| code.as_str() == problem.code)?;
+            Some(Error::new(*code, problem.message))
+        });
+        problem.unwrap_or_else(|| Error::new(ErrorCode::PeerOffline, "this peer is not connected"))
+    }
+
+    /// Stops dialing and listening, and closes all connections. Idempotent. The DHT node stays open.
+    pub async fn close(&self) {
+        let inner = &self.inner;
+        inner.registry.close();
+        inner.cancel.cancel();
+        for connection in inner.registry.all() {
+            connection.mux.close();
+        }
+        inner.tasks.close();
+        inner.tasks.wait().await;
+    }
+}
+
+/// Answers the DHT inside the handshake.
+fn firewall(inner: Weak<Inner>) -> Firewall {
+    Arc::new(move |key: &PublicKey, address: SocketAddr| {
+        let Some(inner) = inner.upgrade() else { return false };
+        if inner.peers.admission(key, address) != Admission::Approved {
+            return false;
+        }
+        if let Some(wake) = lock(&inner.wakes).get(key) {
+            wake.arriving.notify_one();
+        }
+        inner.registry.has_room_for(key)
+    })
+}
+
+async fn accept(inner: Arc<Inner>, server: Server) {
+    loop {
+        tokio::select! {
+            () = inner.cancel.cancelled() => break,
+            connection = server.accept() => match connection {
+                Some(connection) => inner.admit(connection),
+                None => break,
+            },
+        }
+    }
+    server.close().await;
+}
+
+/// Keeps one dialer for each approved peer, and no connection to others.
+async fn follow_approvals(inner: Arc<Inner>) {
+    let mut approvals = inner.peers.approvals();
+    let mut dialers: HashMap<PublicKey, CancellationToken> = HashMap::new();
+    loop {
+        approvals.mark_unchanged();
+        let approved = inner.peers.approved();
+        dialers.retain(|key, dialer| {
+            let stays = approved.contains(key);
+            if !stays {
+                dialer.cancel();
+                lock(&inner.wakes).remove(key);
+            }
+            stays
+        });
+        for key in approved {
+            if dialers.contains_key(&key) {
+                continue;
+            }
+            let wake = Arc::new(Wake::default());
+            lock(&inner.wakes).insert(key, Arc::clone(&wake));
+            let cancel = inner.cancel.child_token();
+            dialers.insert(key, cancel.clone());
+            let dialing = keep_connected(Arc::clone(&inner), key, wake);
+            inner.spawn(async move {
+                cancel.run_until_cancelled(dialing).await;
+            });
+        }
+        for connection in inner.registry.all() {
+            if !dialers.contains_key(&connection.key) {
+                inner.end(&connection, "this peer is not approved any more");
+                connection.mux.close();
+            }
+        }
+        inner.registry.retain_reasons(|key| dialers.contains_key(key));
+        tokio::select! {
+            () = inner.cancel.cancelled() => return,
+            changed = approvals.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+impl Inner {
+    pub(super) fn own(&self) -> PublicKey {
+        self.identity.public_key()
+    }
+
+    /// Takes a new connection, dialed or accepted, and decides between it and one that is there.
+    pub(super) fn admit(self: &Arc<Self>, connection: Connection) {
+        let key = connection.remote_public_key();
+        let Some(existing) = self.registry.get(&key) else { return self.establish(connection) };
+        let verdict =
+            arbitration::decide(&self.own(), &key, existing.initiator, connection.initiator);
+        tracing::debug!(peer = key.short(), ?verdict, "a second connection to a peer");
+        match verdict {
+            Verdict::Replace => self.establish(connection),
+            Verdict::Withdraw => connection.udx.destroy(),
+            Verdict::Wait => {
+                let Ok(slot) = Arc::clone(&self.undecided).try_acquire_owned() else { return };
+                let inner = Arc::clone(self);
+                self.spawn(async move {
+                    let _slot = slot;
+                    tokio::select! {
+                        () = inner.cancel.cancelled() => {}
+                        _ = connection.udx.closed() => {}
+                        () = tokio::time::sleep(WITHDRAWAL) => inner.establish(connection),
+                    }
+                });
+            }
+        }
+    }
+
+    /// Makes a connection its peer's live one.
+    fn establish(self: &Arc<Self>, connection: Connection) {
+        let Connection { stream, udx, remote, initiator } = connection;
+        let key = stream.remote_public_key();
+        if !self.peers.is_approved(&key) {
+            return udx.destroy();
+        }
+        let connection = PeerConnection {
+            key,
+            mux: Protomux::new(stream, MuxOptions { paused: true }),
+            udx,
+            remote,
+            initiator,
+            since: now_ms(),
+            number: self.next_number.fetch_add(1, Ordering::Relaxed),
+        };
+        let live = connection.clone();
+        let insertion = self.registry.insert(connection.clone(), || {
+            self.peers.online(&key, Arc::new(move || live.info()));
+        });
+        match insertion {
+            Insertion::Done(None) => {
+                tracing::info!(peer = key.short(), initiator, "a peer is connected");
+            }
+            Insertion::Done(Some(old)) => {
+                tracing::debug!(peer = key.short(), initiator, "a newer connection took over");
+                old.mux.close();
+            }
+            Insertion::Full => {
+                tracing::warn!(peer = key.short(), "too many peers are connected");
+                return connection.mux.close();
+            }
+            Insertion::Closed => return connection.mux.close(),
+        }
+        (self.attach)(&connection);
+        connection.mux.start();
+        let inner = Arc::clone(self);
+        self.spawn(async move {
+            let reason = watch(&connection, &inner.cancel).await;
+            inner.end(&connection, &reason);
+        });
+        // Blocked between the question above and now: `follow_approvals` may have looked too early.
+        if !self.peers.is_approved(&key)
+            && let Some(connection) = self.registry.get(&key)
+        {
+            connection.mux.close();
+        }
+    }
+
+    /// The connection is over: the peer is offline, unless a newer one took over.
+    fn end(&self, connection: &PeerConnection, reason: &str) {
+        let key = &connection.key;
+        self.registry.remove(key, connection.number, reason, || {
+            tracing::info!(peer = key.short(), reason, "a peer is not connected any more");
+            self.peers.offline(key, reason);
+        });
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+}
+
+/// Waits until a connection is over, and ends one on which nothing arrives. Gives the reason.
+async fn watch(connection: &PeerConnection, cancel: &CancellationToken) -> String {
+    let closed = connection.mux.closed();
+    tokio::pin!(closed);
+    let mut received = 0;
+    let mut silent = Duration::ZERO;
+    loop {
+        tokio::select! {
+            reason = &mut closed => return reason.to_string(),
+            () = cancel.cancelled() => {
+                connection.mux.close();
+                return "this node is closing".to_owned();
+            }
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        let now = connection.udx.stats().bytes_received;
+        silent = if now == received { silent + LOOK } else { Duration::ZERO };
+        let limit = if now == 0 { FIRST_BYTE } else { SILENCE };
+        if silent >= limit {
+            connection.udx.destroy();
+            connection.mux.close();
+            return format!("nothing arrived for {} seconds", silent.as_secs());
+        }
+        received = now;
+    }
+}
