@@ -360,3 +360,142 @@ async fn read_frame(raw: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>> {
     raw.read_exact(&mut message).await.map_err(truncated)?;
     Ok(message)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{DuplexStream, duplex};
+
+    async fn sessions() -> (Session, Session) {
+        let (a, b) = (KeyPair::from_seed(&[1; 32]), KeyPair::from_seed(&[2; 32]));
+        let remote = b.public_key();
+        let mut a = Handshake::new(Pattern::IK, true, &a, Some(&remote), b"").unwrap();
+        let mut b = Handshake::new(Pattern::IK, false, &b, None, b"").unwrap();
+        b.read(&a.write(b"").unwrap()).unwrap();
+        a.read(&b.write(b"").unwrap()).unwrap();
+        (a.finish().unwrap(), b.finish().unwrap())
+    }
+
+    async fn streams(buffer: usize) -> (SecretStream, SecretStream) {
+        let ((a, b), (session_a, session_b)) = (duplex(buffer), sessions().await);
+        (SecretStream::new(a, session_a), SecretStream::new(b, session_b))
+    }
+
+    /// A stream whose remote is raw.
+    async fn against_raw(options: StreamOptions) -> (SecretReceiver, SecretSender, DuplexStream) {
+        let ((a, b), (session, _)) = (duplex(1 << 20), sessions().await);
+        let (sender, receiver) = SecretStream::with_options(a, session, options).split();
+        (receiver, sender, b)
+    }
+
+    #[tokio::test]
+    async fn messages_of_every_size_arrive_whole_and_in_order() {
+        let (a, b) = streams(10_000).await;
+        assert_eq!(a.remote_public_key(), b.public_key());
+        let ((mut sender, _receiver), (_sender, mut receiver)) = (a.split(), b.split());
+        let sizes = [1, 2, 1000, 65_536, 65_600, 8191, 8192, 300_000, 5, 1 << 21, 3];
+        let send = async {
+            for (i, &size) in sizes.iter().enumerate() {
+                sender
+                    .feed_parts(&[&vec![i as u8; size / 2], &vec![i as u8; size - size / 2]])
+                    .unwrap();
+                if i % 3 == 0 {
+                    sender.flush().await.unwrap();
+                }
+            }
+            sender.shutdown().await.unwrap();
+        };
+        let receive = async {
+            for (i, &size) in sizes.iter().enumerate() {
+                let message = receiver.recv().await.unwrap().unwrap();
+                assert_eq!(message.len(), size);
+                assert!(message.iter().all(|&byte| byte == i as u8));
+            }
+            assert!(receiver.recv().await.unwrap().is_none());
+        };
+        tokio::join!(send, receive);
+    }
+
+    #[tokio::test]
+    async fn a_side_that_only_receives_sends_its_header() {
+        let (a, b) = streams(100).await;
+        let ((mut sender, mut receiver_a), (_sender, mut receiver)) = (a.split(), b.split());
+        let (sent, received) = tokio::join!(sender.send(b"hi"), receiver.recv());
+        sent.unwrap();
+        assert_eq!(received.unwrap().unwrap(), "hi");
+        // The header of b has been sent while it received: a waits for messages, not for it.
+        let waited = timeout(Duration::from_millis(50), receiver_a.recv()).await;
+        assert!(waited.is_err());
+        assert!(receiver_a.pull.is_some());
+    }
+
+    #[tokio::test]
+    async fn keep_alives_are_not_delivered() {
+        let (a, b) = streams(10_000).await;
+        let ((mut sender, _receiver), (_sender, mut receiver)) = (a.split(), b.split());
+        assert!(sender.keep_alive_at().is_some());
+        sender.keep_alive().await.unwrap();
+        sender.send(b"x").await.unwrap();
+        assert_eq!(receiver.recv().await.unwrap().unwrap(), "x");
+    }
+
+    #[tokio::test]
+    async fn an_end_inside_a_message_is_truncation() {
+        let (a, mut b) = duplex(1 << 20);
+        let (session, other) = sessions().await;
+        let (_sender, mut receiver) = SecretStream::new(a, session).split();
+        let (raw, mut copy) = duplex(1 << 20);
+        let (mut sender, _keep) = SecretStream::new(raw, other).split();
+        sender.send(b"a message").await.unwrap();
+        sender.send(b"another message").await.unwrap();
+        drop((sender, _keep));
+        let mut wire = Vec::new();
+        copy.read_to_end(&mut wire).await.unwrap();
+        b.write_all(&wire[..wire.len() - 1]).await.unwrap();
+        drop(b);
+        assert_eq!(receiver.recv().await.unwrap().unwrap(), "a message");
+        assert!(matches!(receiver.recv().await, Err(SecretStreamError::Truncated)));
+        assert!(receiver.recv().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn an_end_before_the_header_is_truncation() {
+        let (mut receiver, _sender, raw) = against_raw(StreamOptions::default()).await;
+        drop(raw);
+        assert!(receiver.recv().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_wrong_header_a_forged_and_a_long_message_are_refused() {
+        let (mut receiver, _sender, mut raw) = against_raw(StreamOptions::default()).await;
+        raw.write_all(&length_prefix(56)).await.unwrap();
+        raw.write_all(&[7; 56]).await.unwrap();
+        assert!(matches!(receiver.recv().await, Err(SecretStreamError::InvalidHeader)));
+
+        let options = StreamOptions { max_message: 1000, ..StreamOptions::default() };
+        let (mut receiver, _sender, mut raw) = against_raw(options.clone()).await;
+        raw.write_all(&length_prefix(1018)).await.unwrap();
+        assert!(matches!(receiver.recv().await, Err(SecretStreamError::TooLong { .. })));
+
+        let (mut receiver, _sender, mut raw) = against_raw(options).await;
+        let id = receiver.session.stream_id(false);
+        raw.write_all(&[&length_prefix(56)[..], &id, &[1; 24]].concat()).await.unwrap();
+        raw.write_all(&[&length_prefix(20)[..], &[1; 20]].concat()).await.unwrap();
+        assert!(matches!(receiver.recv().await, Err(SecretStreamError::Decrypt)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_remote_times_out_when_asked_for() {
+        let receive_timeout = Some(Duration::from_secs(20));
+        let options = StreamOptions { receive_timeout, ..StreamOptions::default() };
+        let (mut receiver, _sender, _raw) = against_raw(options).await;
+        assert!(matches!(receiver.recv().await, Err(SecretStreamError::Timeout)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handshake_with_nobody_times_out() {
+        let (raw, _other) = duplex(1000);
+        let outcome = connect_xx(raw, false, &KeyPair::generate()).await;
+        assert!(matches!(outcome, Err(SecretStreamError::Timeout)));
+    }
+}
