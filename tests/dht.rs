@@ -1,0 +1,228 @@
+//! The DHT by itself: a network of our own nodes on this machine.
+
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use alex_p2p::crypto::{KeyPair, PublicKey};
+use alex_p2p::hyperdht::{
+    ConnectError, ConnectOptions, Connection, DhtOptions, Firewall, HyperDht, JoinOptions, Server,
+    Testnet,
+};
+
+const NODES: usize = 8;
+
+fn admit_all() -> Firewall {
+    Arc::new(|_: &PublicKey, _: SocketAddr| true)
+}
+
+async fn node(testnet: &Testnet) -> HyperDht {
+    let node = HyperDht::bind(testnet.options()).expect("bind");
+    node.bootstrapped().await;
+    node
+}
+
+async fn within<T>(seconds: u64, what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(Duration::from_secs(seconds), future).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what} took more than {seconds} s"),
+    }
+}
+
+/// Sends back whatever comes, until the other side ends.
+async fn echo(connection: Connection) {
+    let (mut sender, mut receiver) = connection.stream.split();
+    while let Ok(Some(message)) = receiver.recv().await {
+        if sender.send(&message).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn echo_all(server: Arc<Server>) {
+    tokio::spawn(async move {
+        while let Some(connection) = server.accept().await {
+            tokio::spawn(echo(connection));
+        }
+    });
+}
+
+/// Sends a message over a new connection and waits for it to come back.
+async fn call(connection: Connection, message: &[u8]) {
+    let (mut sender, mut receiver) = connection.stream.split();
+    sender.send(message).await.expect("send");
+    let reply = within(5, "the echo", receiver.recv()).await.expect("receive");
+    assert_eq!(reply.as_deref(), Some(message));
+    sender.shutdown().await.expect("shutdown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_of_a_testnet_become_persistent_and_know_each_other() {
+    let testnet = Testnet::start(NODES).await.expect("testnet");
+    for (index, node) in testnet.nodes().iter().enumerate() {
+        let status = node.status();
+        assert!(!status.ephemeral, "node {index}: {status:?}");
+        assert_eq!(node.remote_addr(), Some(node.local_addr()), "node {index}");
+        assert!(status.nodes > 0, "node {index}: {status:?}");
+    }
+    testnet.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_on_loopback_finds_out_that_it_is_reachable() {
+    let testnet = Testnet::start(NODES).await.expect("testnet");
+    let node = node(&testnet).await;
+    let status = node.status();
+    assert!(status.ephemeral && !status.firewalled, "{status:?}");
+    assert_eq!(node.remote_addr(), Some(node.local_addr()));
+    node.close().await;
+    testnet.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_connections_all_carry_an_echo() {
+    let testnet = Testnet::start(NODES).await.expect("testnet");
+    let (server_node, client_node) = (node(&testnet).await, node(&testnet).await);
+    let keys = KeyPair::generate();
+    let server = Arc::new(server_node.listen(&keys, admit_all()).expect("listen"));
+    within(5, "announcing", server.announced()).await;
+    echo_all(Arc::clone(&server));
+    let mut times = Vec::new();
+    for round in 0..20u8 {
+        let start = Instant::now();
+        let connection = client_node
+            .connect(&keys.public_key(), ConnectOptions::default())
+            .await
+            .unwrap_or_else(|error| panic!("connection {round}: {error}"));
+        assert_eq!(connection.remote_public_key(), keys.public_key());
+        call(connection, &[round; 100]).await;
+        times.push(start.elapsed());
+    }
+    times.sort_unstable();
+    println!("median of 20 connections with an echo: {:?}", times[10]);
+    assert!(times[10] < Duration::from_millis(50), "{times:?}");
+    server.close().await;
+    client_node.close().await;
+    server_node.close().await;
+    testnet.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_key_gets_no_answer_and_the_firewall_sees_it_once() {
+    let testnet = Testnet::start(NODES).await.expect("testnet");
+    let (server_node, client_node) = (node(&testnet).await, node(&testnet).await);
+    let keys = KeyPair::generate();
+    let knocks: Arc<Mutex<Vec<PublicKey>>> = Arc::default();
+    let seen = Arc::clone(&knocks);
+    let firewall: Firewall = Arc::new(move |key: &PublicKey, _: SocketAddr| {
+        seen.lock().expect("lock").push(*key);
+        false
+    });
+    let server = server_node.listen(&keys, firewall).expect("listen");
+    within(5, "announcing", server.announced()).await;
+    let key = keys.public_key();
+    let connecting = client_node.connect(&key, ConnectOptions::default());
+    let outcome = within(12, "the refusal", connecting).await;
+    assert_eq!(outcome.err(), Some(ConnectError::Unanswered));
+    assert_eq!(*knocks.lock().expect("lock"), [client_node.key_pair().public_key()]);
+    client_node.close().await;
+    server_node.close().await;
+    testnet.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_key_is_not_found() {
+    let testnet = Testnet::start(NODES).await.expect("testnet");
+    let node = node(&testnet).await;
+    let stranger = KeyPair::generate().public_key();
+    let outcome = within(5, "the search", node.connect(&stranger, ConnectOptions::default())).await;
+    assert_eq!(outcome.err(), Some(ConnectError::PeerNotFound));
+    node.close().await;
+    testnet.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_known_address_needs_no_network() {
+    for host in ["127.0.0.1", "::1"] {
+        let options = || DhtOptions {
+            bootstrap: Vec::new(),
+            host: host.parse().expect("host"),
+            port: 0,
+            ..DhtOptions::default()
+        };
+        let server_node = HyperDht::bind(options()).expect("bind");
+        let client_node = HyperDht::bind(options()).expect("bind");
+        let keys = KeyPair::generate();
+        let server = Arc::new(server_node.listen(&keys, admit_all()).expect("listen"));
+        echo_all(Arc::clone(&server));
+        let options =
+            ConnectOptions { addresses: vec![server_node.local_addr()], ..Default::default() };
+        let connection = client_node.connect(&keys.public_key(), options).await;
+        call(connection.unwrap_or_else(|error| panic!("{host}: {error}")), b"hello").await;
+        client_node.close().await;
+        server_node.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_announcement_is_found_until_it_is_taken_back() {
+    let testnet = Testnet::start(NODES).await.expect("testnet");
+    let (one, other) = (node(&testnet).await, node(&testnet).await);
+    let keys = KeyPair::generate();
+    let relay = testnet.nodes()[0].local_addr();
+    let accepted = one.announce(&[7; 32], &keys, &[relay]).await.expect("announce");
+    assert!(accepted >= NODES - 1, "{accepted} nodes took it");
+    let found = other.lookup(&[7; 32]).await;
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].public_key, keys.public_key());
+    assert_eq!(found[0].addresses, [relay]);
+    one.unannounce(&[7; 32], &keys).await;
+    assert_eq!(other.lookup(&[7; 32]).await, []);
+    one.close().await;
+    other.close().await;
+    testnet.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_find_each_other_on_a_topic() {
+    let testnet = Testnet::start(NODES).await.expect("testnet");
+    let (one, other) = (node(&testnet).await, node(&testnet).await);
+    let keys = KeyPair::generate();
+    let server = one.listen(&keys, admit_all()).expect("listen");
+    let mut announced =
+        one.join(&[9; 32], JoinOptions { announce: Some(keys.clone()), lookup: false });
+    within(5, "announcing", announced.flushed()).await;
+    let mut topic = other.join(&[9; 32], JoinOptions { announce: None, lookup: true });
+    let found = within(5, "finding", topic.next()).await.expect("a peer");
+    assert_eq!(found.public_key, keys.public_key());
+    assert_eq!(found.addresses, server.addresses());
+    announced.close().await;
+    assert_eq!(other.lookup(&[9; 32]).await, []);
+    topic.close().await;
+    one.close().await;
+    other.close().await;
+    testnet.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_server_is_forgotten_and_its_key_free() {
+    let testnet = Testnet::start(NODES).await.expect("testnet");
+    let (one, other) = (node(&testnet).await, node(&testnet).await);
+    let keys = KeyPair::generate();
+    let server = one.listen(&keys, admit_all()).expect("listen");
+    within(5, "announcing", server.announced()).await;
+    assert!(!other.find_peer(&keys.public_key()).await.is_empty());
+    assert!(one.listen(&keys, admit_all()).is_err());
+    server.close().await;
+    assert!(server.accept().await.is_none());
+    assert_eq!(other.find_peer(&keys.public_key()).await, []);
+    assert!(one.listen(&keys, admit_all()).is_ok());
+    one.close().await;
+    one.close().await;
+    let outcome = one.connect(&keys.public_key(), ConnectOptions::default()).await;
+    assert_eq!(outcome.err(), Some(ConnectError::Closed));
+    other.close().await;
+    testnet.close().await;
+}
