@@ -2,11 +2,13 @@
 //!
 //! `__test__/interop/*.test.mjs` starts this program and runs npm's implementation against it.
 
+mod dht;
 mod replicate;
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let outcome = match arguments.next().as_deref() {
+        Some("dht") => dht::run(arguments),
         Some("replicate") => replicate::main(),
         Some(other) => {
             eprintln!("unknown subcommand {other}");

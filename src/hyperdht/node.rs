@@ -95,17 +95,12 @@ impl HyperDht {
             SocketAddr::V4(v4) => Some(*v4),
             SocketAddr::V6(_) => None,
         });
-        // A node that has to be the first of its network asks nobody for its address.
-        let public_address = match options.public_address {
-            Some(address) => Some(SocketAddrV4::new(
-                *address.ip(),
-                match address.port() {
-                    0 => server.local_addr().port(),
-                    port => port,
-                },
-            )),
-            None => None,
-        };
+        // The first node of a network has nobody to ask for its address.
+        let port = server.local_addr().port();
+        let public_address = options.public_address.map(|address| match address.port() {
+            0 => SocketAddrV4::new(*address.ip(), port),
+            _ => address,
+        });
         let sockets = [server.clone(), client.clone()];
         let rpc = Rpc::new(
             server,
