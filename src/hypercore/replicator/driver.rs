@@ -14,10 +14,11 @@ use bytes::Bytes;
 use tokio::time::sleep_until;
 
 use super::peer::{Delivery, Outcome};
+use super::requests::Asked;
 use super::swarm::{Membership, Turn};
 use super::{EventKind, Replicator, Violation};
 use crate::hypercore::messages::{Message, NoData, NoDataReason, Request};
-use crate::hypercore::{ApplyError, CoreError};
+use crate::hypercore::{Applied, ApplyError, CoreError};
 use crate::protomux::{self, Channel};
 
 /// How many messages, and how many of their bytes, are taken at once.
@@ -113,7 +114,16 @@ fn apply(
     delivery: &Delivery,
     full: &mut bool,
 ) -> Result<Outcome, Violation> {
-    let error = match membership.swarm.core.apply(&delivery.data) {
+    let core = &membership.swarm.core;
+    let result = match delivery.outstanding.asked {
+        Asked::Check { length } => match core.contradicts(&delivery.data) {
+            Ok(true) => Err(ApplyError::WrittenElsewhere { length }),
+            Ok(false) => Ok(Applied::default()),
+            Err(error) => Err(error),
+        },
+        _ => core.apply(&delivery.data),
+    };
+    let error = match result {
         Ok(applied) => {
             *full |= applied.full;
             return Ok(Outcome::Applied);

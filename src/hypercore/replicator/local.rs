@@ -26,6 +26,8 @@ pub(super) trait LocalCore {
     fn has_manifest(&self) -> bool;
     /// Whether the manifest is still unknown.
     fn needs_manifest(&self) -> bool;
+    /// Whether this is where the log is written.
+    fn is_writer(&self) -> bool;
 }
 
 impl LocalCore for Core {
@@ -63,6 +65,9 @@ impl LocalCore for Core {
     fn needs_manifest(&self) -> bool {
         self.manifest().is_none()
     }
+    fn is_writer(&self) -> bool {
+        self.writable()
+    }
 }
 
 #[cfg(test)]
@@ -87,6 +92,7 @@ pub(super) mod tests {
         pub(in super::super) blocks: BTreeSet<u64>,
         pub(in super::super) nodes: BTreeSet<u64>,
         pub(in super::super) manifest: bool,
+        pub(in super::super) written_here: bool,
     }
 
     impl FakeCore {
@@ -99,7 +105,13 @@ pub(super) mod tests {
         /// Has all of `length` blocks.
         pub(in super::super) fn writer(length: u64) -> Self {
             let nodes = (0..2 * length).collect();
-            Self { length, blocks: (0..length).collect(), nodes, manifest: true }
+            Self {
+                length,
+                blocks: (0..length).collect(),
+                nodes,
+                manifest: true,
+                written_here: true,
+            }
         }
     }
 
@@ -140,6 +152,9 @@ pub(super) mod tests {
         }
         fn needs_manifest(&self) -> bool {
             !self.manifest
+        }
+        fn is_writer(&self) -> bool {
+            self.written_here
         }
     }
 }

@@ -83,6 +83,7 @@ pub(super) struct Peer {
     pub(super) wanted: BTreeSet<u64>,
     pub(super) upgrade_refused: bool,
     pub(super) manifest_asked: bool,
+    pub(super) checked: bool,
     pub(super) refusals: u32,
     pub(super) stalls: u32,
     pub(super) resting_until: Option<Instant>,
@@ -118,6 +119,7 @@ impl Peer {
             wanted: BTreeSet::new(),
             upgrade_refused: false,
             manifest_asked: false,
+            checked: false,
             refusals: 0,
             stalls: 0,
             resting_until: None,
@@ -242,9 +244,9 @@ impl Peer {
         let asked_block = match outstanding.asked {
             Asked::Block { index, .. } => Some(index),
             Asked::Upgrade { block, .. } => block,
-            Asked::Manifest => None,
+            Asked::Manifest | Asked::Check { .. } => None,
         };
-        let is_upgrade = matches!(outstanding.asked, Asked::Upgrade { .. });
+        let is_upgrade = matches!(outstanding.asked, Asked::Upgrade { .. } | Asked::Check { .. });
         let wrong = data.block.as_ref().is_some_and(|block| Some(block.index) != asked_block)
             || data.hash.is_some()
             || data.seek.is_some()
@@ -254,7 +256,7 @@ impl Peer {
         }
         let complete = match outstanding.asked {
             Asked::Block { .. } => data.block.is_some(),
-            Asked::Upgrade { .. } => data.upgrade.is_some(),
+            Asked::Upgrade { .. } | Asked::Check { .. } => data.upgrade.is_some(),
             Asked::Manifest => data.manifest.is_some(),
         };
         if !complete {
@@ -308,7 +310,7 @@ impl Peer {
                     self.bits.set_range(block, 1, false);
                 }
             }
-            Asked::Manifest => {}
+            Asked::Manifest | Asked::Check { .. } => {}
         }
         self.settle(request, outstanding.asked, false, downloads);
     }
@@ -335,7 +337,7 @@ impl Peer {
                 downloads.upgrade_done(self.id);
                 block
             }
-            Asked::Manifest => None,
+            Asked::Manifest | Asked::Check { .. } => None,
         };
         match block {
             Some(index) if applied => downloads.fulfilled(index),

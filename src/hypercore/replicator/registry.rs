@@ -5,7 +5,8 @@
 //! yet; it opens it later. What a peer opens that we do not have, or not for it, is rejected in the
 //! same way whichever it is.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -40,8 +41,9 @@ pub(super) struct Inner {
 struct Connection {
     mux: Protomux,
     peer: PublicKey,
-    /// The cores that have a channel on this connection.
-    open: Mutex<HashSet<Hash>>,
+    /// The cores that have a channel on this connection, and whether the peer has opened the next
+    /// one before this one was done.
+    open: Mutex<HashMap<Hash, bool>>,
     /// How often a core's channel was opened again.
     reopened: Mutex<HashMap<Hash, u32>>,
 }
@@ -112,9 +114,10 @@ impl Replicator {
         if swarm.closed.is_cancelled() || !swarm.admits(&connection.peer) {
             return;
         }
-        if !lock(&connection.open).insert(swarm.discovery_key) {
-            return;
-        }
+        match lock(&connection.open).entry(swarm.discovery_key) {
+            Entry::Occupied(_) => return,
+            Entry::Vacant(entry) => entry.insert(false),
+        };
         let mux = &connection.mux;
         let ours = capability(mux.is_initiator(), &swarm.key, mux.handshake_hash());
         let channel = mux.open(ChannelOptions {
@@ -142,20 +145,21 @@ impl Replicator {
         tracing::debug!(peer = %peer.short(), ?end, "a core's channel has ended");
         channel.close();
         drop(channel);
-        lock(&connection.open).remove(&swarm.discovery_key);
+        let again = lock(&connection.open).remove(&swarm.discovery_key) == Some(true);
         match end {
             End::Violation(violation) => self.punish(&swarm, &connection, violation),
+            End::Remote { .. } if again => self.open(&swarm, &connection),
             End::Remote { was_open: true } if swarm.is_downloading() => {
                 self.reopen(swarm, connection).await;
             }
-            // A core that was added anew, or a policy that changed while the channel went down.
+            // A core that was added anew while the channel went down.
             End::Removed => {
                 let current = lock(&self.inner.swarms).get(&swarm.discovery_key).cloned();
                 if let Some(current) = current {
                     self.open(&current, &connection);
                 }
             }
-            End::Idle if swarm.is_downloading() => self.open(&swarm, &connection),
+            End::Idle if again || swarm.is_downloading() => self.open(&swarm, &connection),
             End::Remote { .. } | End::Idle => {}
         }
     }
@@ -224,6 +228,10 @@ fn on_remote_open(inner: &Weak<Inner>, connection: &Weak<Connection>, remote: &R
     let Some(swarm) = swarm else { return };
     // Who only knows the discovery key is to learn nothing, not even that we have the core.
     if connection.check(&swarm, &remote.handshake).is_ok() {
+        if let Some(again) = lock(&connection.open).get_mut(&discovery_key) {
+            *again = true;
+            return;
+        }
         Replicator { inner }.open(&swarm, &connection);
     }
 }

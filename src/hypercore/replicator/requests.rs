@@ -165,6 +165,8 @@ pub(super) enum Asked {
     Upgrade { start: u64, length: u64, block: Option<u64> },
     /// The manifest alone.
     Manifest,
+    /// Proof of all of a log that is written here, to see whether it is written elsewhere too.
+    Check { length: u64 },
 }
 
 /// A request that was sent and not answered.

@@ -69,6 +69,16 @@ impl Peer {
     fn schedule(&mut self, core: &impl LocalCore, downloads: &mut Downloads, now: Instant) {
         let Some(remote) = self.remote else { return };
         let willing = remote.uploading && remote.fork == core.fork();
+        if willing && core.is_writer() && remote.length > 0 && !self.checked {
+            self.checked = true;
+            let (ours, theirs) = (core.length(), remote.length);
+            if theirs <= ours {
+                self.ask(Asked::Check { length: theirs }, None, false, core, now);
+            } else if downloads.claim_upgrade(self.id) {
+                let beyond = Asked::Upgrade { start: ours, length: theirs - ours, block: None };
+                self.ask(beyond, None, false, core, now);
+            }
+        }
         if !self.role.downloading || !willing || self.is_refusing() || self.resting_until.is_some()
         {
             return;
@@ -131,6 +141,9 @@ impl Peer {
             Asked::Upgrade { start, length, block } => {
                 request.upgrade = Some(RequestUpgrade { start, length });
                 request.block = block.map(|index| RequestNode { index, nodes: 0 });
+            }
+            Asked::Check { length } => {
+                request.upgrade = Some(RequestUpgrade { start: 0, length });
             }
             Asked::Manifest => {}
         }

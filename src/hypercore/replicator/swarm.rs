@@ -195,7 +195,12 @@ impl Membership {
             let average = core.byte_length() / core.length().max(1);
             let count = (BATCH_BYTES / average.max(1)).clamp(1, BATCH_REQUESTS);
             let requests = (0..count).map_while(|_| peer.uploads.pop()).collect();
-            Turn { messages, requests, idle: peer.is_idle(), deadline: peer.deadline() }
+            Turn {
+                messages,
+                requests,
+                idle: peer.is_idle() && peer.may_download,
+                deadline: peer.deadline(),
+            }
         })
     }
 

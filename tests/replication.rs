@@ -1,0 +1,362 @@
+//! Two replicators over connections in memory: whole logs, live ones, many at once, several peers,
+//! disconnects, refusals, and peers that break the protocol.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use alex_p2p::crypto::{Hash, KeyPair, PublicKey, keyed_hash, namespace};
+use alex_p2p::hypercore::messages::{Handshake, Message, NoData, NoDataReason, Range, Sync, kind};
+use alex_p2p::hypercore::replicator::{
+    CoreHandle, Download, EventKind, PROTOCOL, Policy, Replicator, Violation,
+};
+use alex_p2p::hypercore::{Core, CreateOptions, Manifest, MemoryStorage, OpenOptions};
+use alex_p2p::protomux::{Channel, ChannelOptions, CloseReason, MuxOptions, Protomux};
+use alex_p2p::secret_stream::connect_xx;
+use bytes::Bytes;
+use tokio::time::timeout;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A node with a replicator and its cores in memory.
+struct Node {
+    replicator: Replicator,
+    storage: MemoryStorage,
+    keys: KeyPair,
+}
+
+impl Node {
+    fn new() -> Self {
+        let (replicator, storage) = (Replicator::new(), MemoryStorage::new());
+        Self { replicator, storage, keys: KeyPair::generate() }
+    }
+
+    async fn writer(&self, length: u64) -> Core {
+        let keys = KeyPair::generate();
+        let manifest = Manifest::single(keys.public_key());
+        let options = CreateOptions { manifest, writer: Some(keys), compat: false };
+        let core = Core::create(&self.storage, options).unwrap();
+        append(&core, length).await;
+        core
+    }
+
+    fn reader(&self, key: &Hash) -> Core {
+        Core::open(&self.storage, *key, OpenOptions::default()).unwrap()
+    }
+
+    fn serve(&self, core: &Core) -> CoreHandle {
+        self.replicator.add(core.clone(), Policy::serve())
+    }
+
+    fn fetch(&self, key: &Hash) -> CoreHandle {
+        self.replicator.add(self.reader(key), Policy::fetch())
+    }
+}
+
+async fn append(core: &Core, count: u64) {
+    let first = core.length();
+    let blocks = (first..first + count).map(|i| Bytes::from(format!("block {i}"))).collect();
+    core.append(blocks).await.unwrap();
+}
+
+/// Two ends of a connection; nothing is read before `start`.
+async fn connect(a: &KeyPair, b: &KeyPair) -> (Protomux, Protomux) {
+    let (left, right) = tokio::io::duplex(1 << 16);
+    let (left, right) = tokio::join!(connect_xx(left, true, a), connect_xx(right, false, b));
+    let mux = |stream| Protomux::new(stream, MuxOptions { paused: true });
+    (mux(left.unwrap()), mux(right.unwrap()))
+}
+
+async fn link(a: &Node, b: &Node) -> (Protomux, Protomux) {
+    let (left, right) = connect(&a.keys, &b.keys).await;
+    a.replicator.attach(&left);
+    b.replicator.attach(&right);
+    left.start();
+    right.start();
+    (left, right)
+}
+
+async fn whole(core: &Core, length: u64) {
+    let mut changes = core.subscribe();
+    let done = changes.wait_for(|state| state.contiguous_length >= length);
+    timeout(PATIENCE, done).await.unwrap_or_else(|_| panic!("{:?}", core.state())).unwrap();
+    for i in 0..length {
+        assert_eq!(core.get(i).unwrap().unwrap(), format!("block {i}"), "{i}");
+    }
+}
+
+#[tokio::test]
+async fn a_log_arrives_whole_and_then_live_and_after_a_reconnect() {
+    let (writer, reader) = (Node::new(), Node::new());
+    let core = writer.writer(3000).await;
+    writer.serve(&core);
+    let copy = reader.fetch(core.key());
+    let (_, right) = link(&writer, &reader).await;
+    whole(copy.core(), 3000).await;
+    for _ in 0..50 {
+        append(&core, 1).await;
+    }
+    whole(copy.core(), 3050).await;
+    right.close();
+    append(&core, 10).await;
+    link(&writer, &reader).await;
+    whole(copy.core(), 3060).await;
+}
+
+#[tokio::test]
+async fn forty_cores_go_both_ways_on_one_connection() {
+    let (a, b) = (Node::new(), Node::new());
+    let mut copies = Vec::new();
+    for i in 0..40 {
+        let (from, to) = if i % 2 == 0 { (&a, &b) } else { (&b, &a) };
+        let core = from.writer(20 + i).await;
+        from.serve(&core);
+        copies.push((to.fetch(core.key()), core));
+    }
+    link(&a, &b).await;
+    for (copy, core) in &copies {
+        whole(copy.core(), core.length()).await;
+    }
+    for (_, core) in &copies {
+        append(core, 1).await;
+    }
+    for (copy, core) in &copies {
+        whole(copy.core(), core.length()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_core_added_after_the_connection_is_opened_on_it() {
+    let (a, b) = (Node::new(), Node::new());
+    link(&a, &b).await;
+    let core = a.writer(10).await;
+    let copy = b.fetch(core.key());
+    // b's open is rejected; a's comes when a has it.
+    tokio::task::yield_now().await;
+    a.serve(&core);
+    whole(copy.core(), 10).await;
+}
+
+#[tokio::test]
+async fn two_peers_share_the_work_and_no_block_comes_twice() {
+    let (first, second, reader) = (Node::new(), Node::new(), Node::new());
+    let core = first.writer(2000).await;
+    first.serve(&core);
+    let mirror = second.fetch(core.key());
+    link(&first, &second).await;
+    whole(mirror.core(), 2000).await;
+    let copy = reader.fetch(core.key());
+    link(&first, &reader).await;
+    link(&second, &reader).await;
+    whole(copy.core(), 2000).await;
+    let blocks: u64 = copy.peers().iter().map(|peer| peer.downloaded_blocks).sum();
+    assert_eq!(blocks, 2000);
+}
+
+#[tokio::test]
+async fn a_reader_passes_on_what_it_has() {
+    let (writer, middle, reader) = (Node::new(), Node::new(), Node::new());
+    let core = writer.writer(100).await;
+    writer.serve(&core);
+    middle.fetch(core.key());
+    let copy = reader.fetch(core.key());
+    link(&middle, &reader).await;
+    link(&writer, &middle).await;
+    whole(copy.core(), 100).await;
+    append(&core, 5).await;
+    whole(copy.core(), 105).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_leaves_in_the_middle_hands_over_to_another() {
+    let (first, second, reader) = (Node::new(), Node::new(), Node::new());
+    let core = first.writer(20_000).await;
+    first.serve(&core);
+    let mirror = second.fetch(core.key());
+    let (left, _) = link(&first, &second).await;
+    whole(mirror.core(), 20_000).await;
+    left.close();
+    let copy = reader.fetch(core.key());
+    let (_, first_link) = link(&first, &reader).await;
+    let mut changes = copy.core().subscribe();
+    changes.wait_for(|state| state.blocks > 100).await.unwrap();
+    first_link.close();
+    link(&second, &reader).await;
+    whole(copy.core(), 20_000).await;
+}
+
+#[tokio::test]
+async fn upload_is_asked_for_every_request_and_can_change() {
+    let (writer, reader) = (Node::new(), Node::new());
+    let core = writer.writer(50).await;
+    let (allowed, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(HashSet::new())));
+    let (allow, ask) = (Arc::clone(&allowed), Arc::clone(&asked));
+    let upload = Arc::new(move |peer: &PublicKey| {
+        ask.lock().unwrap().insert(*peer);
+        allow.load(Ordering::SeqCst)
+    });
+    let handle = writer.replicator.add(core.clone(), Policy { upload, ..Policy::serve() });
+    let copy = reader.fetch(core.key());
+    link(&writer, &reader).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(copy.core().state().blocks, 0);
+    assert!(asked.lock().unwrap().contains(&reader.keys.public_key()));
+    allowed.store(true, Ordering::SeqCst);
+    handle.refresh();
+    whole(copy.core(), 50).await;
+}
+
+#[tokio::test]
+async fn a_core_does_not_exist_for_peers_it_is_not_meant_for() {
+    let (writer, reader, stranger) = (Node::new(), Node::new(), Node::new());
+    let core = writer.writer(5).await;
+    let friend = reader.keys.public_key();
+    let policy = Policy::serve().only_with(move |peer| *peer == friend);
+    writer.replicator.add(core.clone(), policy);
+    let (for_friend, for_stranger) = (reader.fetch(core.key()), stranger.fetch(core.key()));
+    link(&writer, &stranger).await;
+    link(&writer, &reader).await;
+    whole(for_friend.core(), 5).await;
+    assert_eq!(for_stranger.peers(), []);
+    assert_eq!(for_stranger.core().length(), 0);
+}
+
+#[tokio::test]
+async fn downloading_can_be_switched_on_and_the_core_removed() {
+    let (writer, reader) = (Node::new(), Node::new());
+    let core = writer.writer(5).await;
+    writer.serve(&core);
+    let copy = reader.replicator.add(reader.reader(core.key()), Policy::serve());
+    link(&writer, &reader).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(copy.core().length(), 0);
+    copy.set_download(Download::All);
+    whole(copy.core(), 5).await;
+    copy.close();
+    copy.close();
+    append(&core, 1).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(copy.core().length(), 5);
+}
+
+/// A peer that speaks by hand: the channel of `key` on a connection to `node`.
+async fn by_hand(node: &Node, key: &Hash, capable: bool) -> (Protomux, Channel) {
+    let (ours, theirs) = connect(&KeyPair::generate(), &node.keys).await;
+    node.replicator.attach(&theirs);
+    let right = keyed_hash(ours.handshake_hash(), &[&namespace("hypercore", 1), key]);
+    let capability = if capable { right } else { [0; 32] };
+    let channel = ours
+        .open(ChannelOptions {
+            protocol: PROTOCOL.into(),
+            id: keyed_hash(key, &[b"hypercore"]).to_vec(),
+            handshake: Handshake { seeks: true, capability }.encode(),
+            ..ChannelOptions::default()
+        })
+        .unwrap();
+    ours.start();
+    theirs.start();
+    (ours, channel)
+}
+
+async fn put(channel: &Channel, message: Message) {
+    channel.send(message.kind(), &message.encode()).await.unwrap();
+}
+
+/// The violation that closes the connection of a peer that does this to a reader of 10 blocks.
+async fn violation(messages: Vec<(u32, Bytes)>) -> Violation {
+    let (writer, reader) = (Node::new(), Node::new());
+    let core = writer.writer(10).await;
+    reader.fetch(core.key());
+    let mut events = reader.replicator.events();
+    let (mux, channel) = by_hand(&reader, core.key(), true).await;
+    for (kind, bytes) in messages {
+        let _ = channel.send(kind, &bytes).await;
+    }
+    let closed = timeout(PATIENCE, mux.closed()).await.unwrap();
+    assert_ne!(closed, CloseReason::Local);
+    loop {
+        if let EventKind::Violation { violation } = events.recv().await.unwrap().kind {
+            return violation;
+        }
+    }
+}
+
+#[tokio::test]
+async fn malformed_messages_close_the_connection() {
+    for (kind, bytes) in [
+        (kind::SYNC, &[1][..]),
+        (kind::DATA, &[1, 1, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 255]),
+        (kind::BITFIELD, &[0, 255, 0, 0, 0, 0, 0, 1, 0, 0]),
+        (kind::RANGE, &[0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1]),
+        (kind::REQUEST, &[]),
+    ] {
+        let violation = violation(vec![(kind, Bytes::copy_from_slice(bytes))]).await;
+        assert!(matches!(violation, Violation::Malformed(_)), "{kind}: {violation}");
+    }
+}
+
+#[tokio::test]
+async fn requests_without_end_close_the_connection() {
+    let nonsense = (0..10_000u64).map(|id| {
+        let request = alex_p2p::hypercore::Request {
+            id: id + 1,
+            upgrade: Some(alex_p2p::hypercore::messages::RequestUpgrade { start: 9, length: 0 }),
+            ..Default::default()
+        };
+        (kind::REQUEST, Message::Request(request).encode())
+    });
+    let violation = violation(nonsense.collect()).await;
+    let expected = [Violation::InvalidRequests, Violation::TooManyRequests];
+    assert!(expected.contains(&violation), "{violation}");
+}
+
+#[tokio::test]
+async fn data_nobody_asked_for_closes_the_connection() {
+    let data = alex_p2p::hypercore::Data { request: 99, ..Default::default() };
+    let sent = vec![(kind::DATA, Message::Data(data).encode())];
+    assert_eq!(violation(sent).await, Violation::Unasked);
+}
+
+#[tokio::test]
+async fn a_wrong_capability_closes_the_connection_and_learns_nothing() {
+    let node = Node::new();
+    let core = node.writer(10).await;
+    node.serve(&core);
+    let mut events = node.replicator.events();
+    let (mux, channel) = by_hand(&node, core.key(), false).await;
+    timeout(PATIENCE, mux.closed()).await.unwrap();
+    assert!(channel.recv().await.is_none());
+    let kind = events.recv().await.unwrap().kind;
+    assert!(matches!(kind, EventKind::Violation { violation: Violation::Capability }), "{kind:?}");
+}
+
+#[tokio::test]
+async fn claims_of_everything_cost_nothing_and_are_survived() {
+    let (writer, reader) = (Node::new(), Node::new());
+    let core = writer.writer(10).await;
+    writer.serve(&core);
+    let copy = reader.fetch(core.key());
+    let (_mux, liar) = by_hand(&reader, core.key(), true).await;
+    timeout(PATIENCE, liar.opened()).await.unwrap().unwrap();
+    let length = (1 << 53) - 1;
+    let sync = Sync { length, uploading: true, can_upgrade: true, ..Sync::default() };
+    put(&liar, Message::Sync(sync)).await;
+    for start in 0..2000 {
+        put(&liar, Message::Range(Range { drop: start % 2 == 1, start, length })).await;
+    }
+    // It is asked for the upgrade, says no, and the writer gets the next turn.
+    loop {
+        let message = timeout(PATIENCE, liar.recv()).await.unwrap().unwrap();
+        if let Some(Message::Request(request)) =
+            Message::decode(message.kind, &message.data).unwrap()
+        {
+            assert!(request.upgrade.is_some());
+            let reason = NoDataReason::NotAvailable;
+            put(&liar, Message::NoData(NoData { request: request.id, reason })).await;
+            break;
+        }
+    }
+    link(&writer, &reader).await;
+    whole(copy.core(), 10).await;
+}
