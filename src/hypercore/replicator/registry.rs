@@ -41,9 +41,9 @@ pub(super) struct Inner {
 struct Connection {
     mux: Protomux,
     peer: PublicKey,
-    /// The cores that have a channel on this connection, and whether the peer has opened the next
-    /// one before this one was done.
-    open: Mutex<HashMap<Hash, bool>>,
+    /// The cores that have a channel on this connection, and the open with which the peer asked for
+    /// the next one before this one was done.
+    open: Mutex<HashMap<Hash, Option<RemoteOpen>>>,
     /// How often a core's channel was opened again.
     reopened: Mutex<HashMap<Hash, u32>>,
 }
@@ -95,7 +95,7 @@ impl Replicator {
         lock(&self.inner.connections).insert(id, Arc::clone(&connection));
 
         let (inner, weak) = (Arc::downgrade(&self.inner), Arc::downgrade(&connection));
-        mux.on_open(PROTOCOL, Arc::new(move |remote| on_remote_open(&inner, &weak, &remote)));
+        mux.on_open(PROTOCOL, Arc::new(move |remote| on_remote_open(&inner, &weak, remote)));
         let swarms: Vec<_> = lock(&self.inner.swarms).values().cloned().collect();
         for swarm in swarms {
             self.open(&swarm, &connection);
@@ -116,7 +116,7 @@ impl Replicator {
         }
         match lock(&connection.open).entry(swarm.discovery_key) {
             Entry::Occupied(_) => return,
-            Entry::Vacant(entry) => entry.insert(false),
+            Entry::Vacant(entry) => entry.insert(None),
         };
         let mux = &connection.mux;
         let ours = capability(mux.is_initiator(), &swarm.key, mux.handshake_hash());
@@ -145,10 +145,10 @@ impl Replicator {
         tracing::debug!(peer = %peer.short(), ?end, "a core's channel has ended");
         channel.close();
         drop(channel);
-        let again = lock(&connection.open).remove(&swarm.discovery_key) == Some(true);
+        let next = lock(&connection.open).remove(&swarm.discovery_key).flatten();
         match end {
             End::Violation(violation) => self.punish(&swarm, &connection, violation),
-            End::Remote { .. } if again => self.open(&swarm, &connection),
+            End::Remote { .. } if next.is_some() => self.open(&swarm, &connection),
             End::Remote { was_open: true } if swarm.is_downloading() => {
                 self.reopen(swarm, connection).await;
             }
@@ -159,7 +159,7 @@ impl Replicator {
                     self.open(&current, &connection);
                 }
             }
-            End::Idle if again || swarm.is_downloading() => self.open(&swarm, &connection),
+            End::Idle if next.is_some() || swarm.is_downloading() => self.open(&swarm, &connection),
             End::Remote { .. } | End::Idle => {}
         }
     }
@@ -221,15 +221,15 @@ impl Replicator {
     }
 }
 
-fn on_remote_open(inner: &Weak<Inner>, connection: &Weak<Connection>, remote: &RemoteOpen) {
+fn on_remote_open(inner: &Weak<Inner>, connection: &Weak<Connection>, remote: RemoteOpen) {
     let (Some(inner), Some(connection)) = (inner.upgrade(), connection.upgrade()) else { return };
     let Ok(discovery_key) = Hash::try_from(&remote.id[..]) else { return };
     let swarm = lock(&inner.swarms).get(&discovery_key).cloned();
     let Some(swarm) = swarm else { return };
     // Who only knows the discovery key is to learn nothing, not even that we have the core.
     if connection.check(&swarm, &remote.handshake).is_ok() {
-        if let Some(again) = lock(&connection.open).get_mut(&discovery_key) {
-            *again = true;
+        if let Some(next) = lock(&connection.open).get_mut(&discovery_key) {
+            *next = Some(remote);
             return;
         }
         Replicator { inner }.open(&swarm, &connection);
