@@ -68,7 +68,8 @@ pub enum EventKind {
     },
     /// A peer asks for a book; a person has to decide.
     TransferRequested {
-        /// The transfer.
+        /// The transfer; `transfer` in JSON, where `id` is the event's own number.
+        #[serde(rename = "transfer")]
         id: String,
         /// Who asks.
         peer: String,
@@ -81,7 +82,8 @@ pub enum EventKind {
     },
     /// Bytes went across. At most four a second and transfer; an older one gives way to a newer.
     TransferProgress {
-        /// The transfer.
+        /// The transfer; `transfer` in JSON, where `id` is the event's own number.
+        #[serde(rename = "transfer")]
         id: String,
         /// Bytes verified (incoming) or sent (outgoing) so far.
         bytes: u64,
@@ -94,7 +96,8 @@ pub enum EventKind {
     },
     /// A transfer came into a state.
     TransferState {
-        /// The transfer.
+        /// The transfer; `transfer` in JSON, where `id` is the event's own number.
+        #[serde(rename = "transfer")]
         id: String,
         /// The other server.
         peer: String,
@@ -154,5 +157,7 @@ mod tests {
             eta_ms: None,
         };
         assert!(serde_json::to_value(&kind).unwrap().get("etaMs").is_some());
+        let json = serde_json::to_value(NodeEvent { id: 8, at: 9, kind }).unwrap();
+        assert_eq!((&json["id"], &json["transfer"]), (&8.into(), &"t".into()));
     }
 }
