@@ -72,7 +72,7 @@ impl Peers {
     ///
     /// When the database cannot be read or written.
     pub async fn open(database: &Database, own: PublicKey, events: &Events) -> Result<Self> {
-        database.write::<_, StoreError, _>(|transaction| table::all_offline(transaction)).await?;
+        database.write::<_, StoreError, _>(table::all_offline).await?;
         let mut state = State::default();
         for (key, stored) in database.read(table::peers)? {
             state.peers.insert(key, Entry { stored, live: None, problem: None });
@@ -154,9 +154,9 @@ impl Peers {
     /// `ERR_NOT_FOUND` for a key that is neither approved nor blocked; `ERR_INVALID_ARGUMENT` for a
     /// nickname that is too long.
     pub async fn update(&self, key: &PublicKey, update: PeerUpdate) -> Result<Peer> {
-        let nickname = match &update.nickname {
-            Some(Some(nickname)) => Some(check_nickname(nickname)?),
-            Some(None) => Some(None),
+        let check = |nickname: String| check_nickname(&nickname);
+        let nickname = match update.nickname {
+            Some(nickname) => Some(nickname.map(check).transpose()?.flatten()),
             None => None,
         };
         self.decide(*key, PeerChange::Updated, move |found| {
