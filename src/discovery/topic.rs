@@ -1,5 +1,8 @@
 //! The public topic of Alex servers.
 
+use std::pin::pin;
+use std::time::Duration;
+
 use tokio_util::sync::CancellationToken;
 
 use crate::hyperdht::{HyperDht, JoinOptions, Topic};
@@ -8,6 +11,10 @@ use crate::peers::{Connections, Peers};
 
 /// What `Buffer.alloc(32).fill('alex-reader')` gives in Node.
 pub const TOPIC: [u8; 32] = *b"alex-readeralex-readeralex-reade";
+
+/// When the topic is looked at again after joining, out of turn: servers that joined at the same moment,
+/// as after a power cut, were not announced yet at the first look.
+const SECOND_LOOK: Duration = Duration::from_secs(8);
 
 /// Announces this server under the topic and looks for others.
 pub(super) fn join(dht: &HyperDht, identity: &Identity) -> Topic {
@@ -22,7 +29,19 @@ pub(super) async fn follow(
     connections: Connections,
     cancel: CancellationToken,
 ) {
-    while let Some(Some(found)) = cancel.run_until_cancelled(topic.next()).await {
+    let mut second_look = pin!(tokio::time::sleep(SECOND_LOOK));
+    let mut looked_twice = false;
+    loop {
+        let found = tokio::select! {
+            () = cancel.cancelled() => break,
+            () = &mut second_look, if !looked_twice => {
+                looked_twice = true;
+                topic.refresh();
+                continue;
+            }
+            found = topic.next() => found,
+        };
+        let Some(found) = found else { break };
         let key = found.public_key;
         if peers.is_approved(&key) {
             connections.wake(&key);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // Tests.
 
 mod crash;
+mod hostile;
 mod setup;
 
 use std::time::{Duration, Instant};
