@@ -4,12 +4,14 @@
 
 mod dht;
 mod replicate;
+mod udx;
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let outcome = match arguments.next().as_deref() {
         Some("dht") => dht::run(arguments),
         Some("replicate") => replicate::main(),
+        Some("udx") => udx::run(arguments),
         Some(other) => {
             eprintln!("unknown subcommand {other}");
             std::process::exit(2);

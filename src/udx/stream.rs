@@ -195,6 +195,9 @@ impl AsyncRead for UdxStream {
     ) -> Poll<io::Result<()>> {
         self.shared.with(|state| {
             let State { machine, reader, .. } = state;
+            if buf.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
             if machine.available() == 0 {
                 return match machine.closed() {
                     _ if machine.has_ended() => Poll::Ready(Ok(())),
