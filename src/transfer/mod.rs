@@ -1,16 +1,35 @@
 //! One book on its way: asking, allowing, sending, receiving, putting it in its place.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `handle.rs` | transfers as a program sees them |
+//! | `message.rs`, `link.rs` | the messages of `alex/p2p`; its channel on a connection |
+//! | `state.rs`, `engine.rs` | a transfer's life; how its state changes |
+//! | `receiving.rs`, `download.rs`, `landing.rs`, `filename.rs` | the receiving side |
+//! | `sending.rs`, `shelf.rs`, `library.rs`, `policy.rs` | the sending side |
+//! | `record.rs`, `table.rs` | a transfer written down |
 
+mod download;
+mod engine;
 mod filename;
+mod handle;
 mod landing;
 mod library;
+mod link;
 pub mod message;
+mod options;
 mod policy;
 mod progress;
+mod receiving;
 mod record;
+mod sending;
+mod shelf;
 mod state;
 mod table;
 
+pub use handle::{BookRequest, Transfer, Transfers};
 pub use library::{BookSource, Description, Library, Provided, Provider};
+pub use options::{TransferLimits, TransferOptions};
 pub use policy::{PeerRules, Policy};
 pub use progress::Progress;
 pub use record::TransferInfo;

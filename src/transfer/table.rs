@@ -40,13 +40,6 @@ const COLUMNS: &str = "id, direction, peer, request_id, book_id, title, author, 
 
 const UNFINISHED: &str = "state NOT IN ('completed', 'denied', 'cancelled', 'failed')";
 
-fn direction_text(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Incoming => "incoming",
-        Direction::Outgoing => "outgoing",
-    }
-}
-
 /// Writes the record, new or changed.
 pub(super) fn put(transaction: &Transaction<'_>, record: &Record) -> Result<(), StoreError> {
     let sql = format!(
@@ -61,7 +54,7 @@ pub(super) fn put(transaction: &Transaction<'_>, record: &Record) -> Result<(), 
     let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.to_string_lossy().into_owned());
     transaction.prepare_cached(&sql)?.execute(params![
         record.id,
-        direction_text(record.direction),
+        record.direction.as_str(),
         record.peer.as_bytes(),
         record.request_id,
         record.book_id,
@@ -98,7 +91,7 @@ pub(super) fn prune(
          peer = ?2 AND NOT ({UNFINISHED}) ORDER BY updated_at DESC LIMIT -1 OFFSET ?3)"
     );
     transaction.prepare_cached(&sql)?.execute(params![
-        direction_text(direction),
+        direction.as_str(),
         peer.as_bytes(),
         MAX_FINISHED
     ])?;
@@ -174,7 +167,7 @@ pub(super) fn list(
     let mut statement = connection.prepare_cached(&sql)?;
     let rows = statement.query_map(
         params![
-            filter.direction.map(direction_text),
+            filter.direction.map(Direction::as_str),
             filter.state.map(State::as_str),
             peer.as_ref().map(PublicKey::as_bytes),
             filter.limit.unwrap_or(DEFAULT_LIMIT).min(MAX_LIMIT),

@@ -1,0 +1,278 @@
+//! The jobs of incoming transfers: fetching the book's core into a file, checking the whole file,
+//! putting it in its place, and clearing up.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use super::engine::{Engine, Job, Live};
+use super::landing;
+use super::message::BookCore;
+use super::progress::Meter;
+use super::receiving::fail;
+use super::record::Record;
+use super::state::{Incoming, State};
+use crate::crypto::PublicKey;
+use crate::error::{Error, ErrorCode, Result};
+use crate::hypercore::replicator::{Download, EventKind, Policy};
+use crate::hypercore::{
+    BLOCK_SIZE, BlockSource, Core, CoreError, FileAccess, Manifest, OpenOptions, StaticTree,
+};
+use crate::sync::lock;
+
+/// How often the rate is looked at while nothing arrives.
+const TICK: Duration = Duration::from_secs(1);
+/// How long to wait for a core that another transfer has open.
+const IN_USE: Duration = Duration::from_secs(1);
+
+/// How a download ended.
+enum End {
+    Whole,
+    Stopped,
+    Broke(Error),
+}
+
+impl Engine {
+    /// Fetches the book of a transfer whose core was granted.
+    pub(super) fn spawn_download(self: &Arc<Self>, live: &Arc<Live>, record: &Record) {
+        let Some(book) = record.core else { return };
+        let peer = record.peer;
+        self.start_job(live, move |engine, live, stop| async move {
+            let end = engine.download(&live, peer, book, &stop).await;
+            match end {
+                Ok(End::Whole) => engine.incoming_hear(&live, Incoming::AllBlocks, |_| {}).await,
+                Ok(End::Stopped) => {}
+                Ok(End::Broke(error)) | Err(error) => {
+                    engine.incoming_hear(&live, Incoming::Broke, |r| fail(r, &error)).await;
+                }
+            }
+        });
+    }
+
+    async fn download(
+        &self,
+        live: &Arc<Live>,
+        peer: PublicKey,
+        book: BookCore,
+        stop: &CancellationToken,
+    ) -> Result<End> {
+        let part = self.part_path(&live.id);
+        let Some(core) = self.open_part(&part, &book, stop).await? else {
+            return Ok(End::Stopped);
+        };
+        let mut failures = self.options.replicator.events();
+        let policy = Policy {
+            download: Download::All,
+            upload: Arc::new(|_| false),
+            peers: Some(Arc::new(move |asking| *asking == peer)),
+        };
+        let handle = self.options.replicator.add(core.clone(), policy);
+        let mut changes = core.subscribe();
+        let mut meter = Meter::new(bytes_here(&core, &book), book.byte_length);
+        let end = loop {
+            let state = *changes.borrow_and_update();
+            let now = Instant::now();
+            meter.sample(bytes_here(&core, &book), now);
+            if state.length == book.length && state.contiguous_length == book.length {
+                break End::Whole;
+            }
+            if meter.is_due(now) {
+                self.show_progress(live, meter.progress(now));
+            }
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { break End::Stopped },
+                () = tokio::time::sleep(TICK) => {}
+                () = stop.cancelled() => break End::Stopped,
+                failure = failed(&mut failures, &book) => break End::Broke(failure.into()),
+            }
+        };
+        self.show_progress(live, meter.progress(Instant::now()));
+        handle.close();
+        let closed = core.close().await;
+        let mut record = live.record.lock().await;
+        record.bytes = meter.progress(Instant::now()).bytes;
+        let written = self.save(&record).await;
+        drop(record);
+        if let End::Whole = end {
+            closed?;
+            written?;
+        }
+        Ok(end)
+    }
+
+    /// Opens the core over the partial file. `None` when told to stop while it waits for another
+    /// transfer that has the same core open.
+    async fn open_part(
+        &self,
+        part: &Path,
+        book: &BookCore,
+        stop: &CancellationToken,
+    ) -> Result<Option<Core>> {
+        loop {
+            let options = OpenOptions {
+                manifest: Some(Manifest::fixed(book.hash, book.length)),
+                writer: None,
+                blocks: BlockSource::File {
+                    path: part.to_owned(),
+                    block_size: BLOCK_SIZE,
+                    access: FileAccess::Write,
+                },
+            };
+            match Core::open(&*self.options.storage, book.key, options) {
+                Err(CoreError::AlreadyOpen) => {}
+                opened => return Ok(Some(opened?)),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(IN_USE) => {}
+                () = stop.cancelled() => return Ok(None),
+            }
+        }
+    }
+
+    /// Checks the whole file against the book's key and puts it in its place.
+    pub(super) fn spawn_verification(self: &Arc<Self>, live: &Arc<Live>, record: &Record) {
+        let record = record.clone();
+        self.start_job(live, move |engine, live, stop| async move {
+            let result = tokio::select! {
+                result = engine.verify(&live, &record) => result,
+                () = stop.cancelled() => return,
+            };
+            if let Err(error) = result {
+                if error.code == ErrorCode::Corrupt {
+                    engine.forget_part(&record).await;
+                }
+                engine.incoming_hear(&live, Incoming::Broke, |r| fail(r, &error)).await;
+            }
+        });
+    }
+
+    async fn verify(self: &Arc<Self>, live: &Arc<Live>, record: &Record) -> Result<()> {
+        let Some(book) = record.core else {
+            return Err(Error::new(ErrorCode::Internal, "a transfer without a core was verified"));
+        };
+        let part = self.part_path(&record.id);
+        // A crash between putting the file in its place and writing that down.
+        if let Some(path) = &record.path
+            && is_book(path, &book).await.unwrap_or(false)
+        {
+            return self.landed(live, &part, path.clone()).await;
+        }
+        if !is_book(&part, &book).await? {
+            return Err(Error::new(
+                ErrorCode::Corrupt,
+                "the received file is damaged on this disk; resume to fetch it again",
+            ));
+        }
+        let (folder, name) = self.target(record);
+        loop {
+            let (folder, name) = (folder.clone(), name.clone());
+            let path = blocking(move || landing::free_path(&folder, &name)).await?;
+            let mut record = live.record.lock().await;
+            if record.state != State::Verifying {
+                return Ok(());
+            }
+            record.path = Some(path.clone());
+            self.save(&record).await?;
+            // The lock is held: nobody cancels a book that is just being put in its place.
+            let (from, to) = (part.clone(), path.clone());
+            match blocking(move || landing::place(&from, &to)).await {
+                Ok(()) => {
+                    drop(record);
+                    return self.landed(live, &part, path).await;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    async fn landed(
+        self: &Arc<Self>,
+        live: &Arc<Live>,
+        part: &Path,
+        path: std::path::PathBuf,
+    ) -> Result<()> {
+        if part.exists() {
+            std::fs::remove_file(part)?;
+        }
+        let total = live.record.lock().await.total();
+        self.incoming_step(live, Incoming::Landed, |record| {
+            record.path = Some(path);
+            record.bytes = total;
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Clears up after a transfer that is over, once its job has ended.
+    pub(super) fn spawn_discard(self: &Arc<Self>, live: &Arc<Live>, record: &Record) {
+        let (engine, record, job) = (Arc::clone(self), record.clone(), live.take_job());
+        self.spawn(async move { engine.discard(job, &record).await });
+    }
+
+    /// Deletes the partial file and the core's data.
+    pub(super) async fn discard(&self, job: Option<Job>, record: &Record) {
+        Job::ended(job).await;
+        self.forget_part(record).await;
+    }
+
+    async fn forget_part(&self, record: &Record) {
+        match std::fs::remove_file(self.part_path(&record.id)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "a partial book was not deleted");
+            }
+            _ => {}
+        }
+        if let Some(book) = record.core {
+            self.forget_core(&book.key).await;
+        }
+    }
+}
+
+impl Engine {
+    /// Deletes what is stored of a core that nobody needs any more.
+    async fn forget_core(&self, _key: &crate::crypto::Hash) {}
+}
+
+/// Whether the file at `path` is exactly the book.
+async fn is_book(path: &Path, book: &BookCore) -> Result<bool> {
+    match std::fs::metadata(path) {
+        Ok(file) if file.len() != book.byte_length => return Ok(false),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error.into()),
+        Ok(_) => {}
+    }
+    let tree = StaticTree::build(path, None).await?;
+    Ok(tree.hash == book.hash && tree.length == book.length)
+}
+
+fn bytes_here(core: &Core, book: &BookCore) -> u64 {
+    core.state().blocks.saturating_mul(BLOCK_SIZE).min(book.byte_length)
+}
+
+/// Waits until blocks of the book cannot be stored any more.
+async fn failed(
+    events: &mut tokio::sync::broadcast::Receiver<crate::hypercore::replicator::Event>,
+    book: &BookCore,
+) -> CoreError {
+    use tokio::sync::broadcast::error::RecvError;
+    loop {
+        match events.recv().await {
+            Ok(event) if event.key == book.key => {
+                if let EventKind::Failed { error } = event.kind {
+                    return error;
+                }
+            }
+            Ok(_) | Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
+}

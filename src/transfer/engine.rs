@@ -1,0 +1,381 @@
+//! What every transfer shares: the live ones, the lines to peers, and the one way to change a state:
+//! written down first, then shown, then acted upon.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use rusqlite::Connection;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::message::Message;
+use super::progress::Progress;
+use super::record::{Record, TransferInfo};
+use super::shelf::{Shelf, Ticket};
+use super::state::{Direction, State};
+use super::{TransferOptions, table};
+use crate::crypto::PublicKey;
+use crate::error::{Error, Result};
+use crate::events::EventKind;
+use crate::store::StoreError;
+use crate::sync::lock;
+use crate::time::now_ms;
+
+/// Everything that transfers share.
+pub(super) struct Engine {
+    pub(super) options: TransferOptions,
+    pub(super) shelf: Shelf,
+    /// Transfers that are not finished, by id.
+    live: Mutex<HashMap<String, Arc<Live>>>,
+    lines: Mutex<HashMap<PublicKey, Arc<Line>>>,
+    /// One new request at a time, so that one book is asked for once.
+    pub(super) requesting: tokio::sync::Mutex<()>,
+    pub(super) closing: CancellationToken,
+    pub(super) tasks: TaskTracker,
+}
+
+/// One transfer that is not finished.
+pub(super) struct Live {
+    pub(super) id: String,
+    /// Held while the state changes.
+    pub(super) record: tokio::sync::Mutex<Record>,
+    pub(super) info: watch::Sender<TransferInfo>,
+    /// Incoming: the download or verification. Outgoing: the preparation or what watches the reader.
+    pub(super) job: Mutex<Option<Job>>,
+    /// Outgoing: the open core.
+    pub(super) ticket: Mutex<Option<Ticket>>,
+}
+
+/// A task that can be told to stop.
+pub(super) struct Job {
+    pub(super) stop: CancellationToken,
+    pub(super) done: JoinHandle<()>,
+}
+
+/// What there is of one peer while it is or was connected.
+#[derive(Default)]
+pub(super) struct Line {
+    /// Held while the connection comes or goes.
+    pub(super) turn: tokio::sync::Mutex<()>,
+    link: Mutex<Option<Link>>,
+    /// Outgoing transfers that may flow now.
+    slots: Mutex<HashSet<String>>,
+}
+
+/// The open `alex/p2p` channel of a peer.
+#[derive(Clone)]
+pub(super) struct Link {
+    pub(super) number: u64,
+    pub(super) outbox: mpsc::Sender<Letter>,
+    /// Ends the channel.
+    pub(super) hang_up: CancellationToken,
+}
+
+/// A message on its way out.
+pub(super) struct Letter {
+    pub(super) message: Message,
+    /// The transfer whose end the peer knows once this is sent.
+    pub(super) tells: Option<String>,
+}
+
+impl Live {
+    fn new(record: Record) -> Self {
+        Self {
+            id: record.id.clone(),
+            info: watch::Sender::new(record.info()),
+            record: tokio::sync::Mutex::new(record),
+            job: Mutex::default(),
+            ticket: Mutex::default(),
+        }
+    }
+
+    /// Tells the running job to stop; whoever starts the next one waits for its end.
+    pub(super) fn stop_job(&self) {
+        if let Some(job) = &*lock(&self.job) {
+            job.stop.cancel();
+        }
+    }
+
+    /// Stops the job, and gives it to be waited for.
+    pub(super) fn take_job(&self) -> Option<Job> {
+        self.stop_job();
+        lock(&self.job).take()
+    }
+}
+
+impl Job {
+    /// Waits for the end of a job that was told to stop.
+    pub(super) async fn ended(job: Option<Self>) {
+        if let Some(job) = job
+            && let Err(error) = job.done.await
+            && error.is_panic()
+        {
+            tracing::error!("a transfer's task panicked");
+        }
+    }
+}
+
+impl Engine {
+    pub(super) fn new(options: TransferOptions) -> Result<Self> {
+        let shelf = Shelf::new(
+            options.database.clone(),
+            Arc::clone(&options.storage),
+            options.replicator.clone(),
+            options.data_dir.join("outgoing"),
+            options.limits.book_bytes,
+        )?;
+        std::fs::create_dir_all(options.data_dir.join("incoming"))?;
+        Ok(Self {
+            options,
+            shelf,
+            live: Mutex::default(),
+            lines: Mutex::default(),
+            requesting: tokio::sync::Mutex::default(),
+            closing: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// Takes up what an earlier run left unfinished.
+    pub(super) async fn load(self: &Arc<Self>) -> Result<()> {
+        for mut record in self.options.database.read(table::unfinished)? {
+            if matches!(record.state, State::Requested | State::Transferring) {
+                record.state = State::Queued;
+                self.save(&record).await?;
+            }
+            let verifying = record.state == State::Verifying;
+            let live = self.adopt(record);
+            if verifying {
+                let record = live.record.lock().await.clone();
+                self.spawn_verification(&live, &record);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_open(&self) -> Result<()> {
+        if self.closing.is_cancelled() { Err(Error::closed()) } else { Ok(()) }
+    }
+
+    /// Where unfinished incoming books are.
+    pub(super) fn part_path(&self, id: &str) -> PathBuf {
+        self.options.data_dir.join("incoming").join(format!("{id}.part"))
+    }
+
+    /// Writes a record down.
+    pub(super) async fn save(&self, record: &Record) -> Result<()> {
+        let record = record.clone();
+        let write = self.options.database.write(move |transaction| {
+            table::put(transaction, &record)?;
+            if record.state.is_terminal() {
+                table::prune(transaction, record.direction, &record.peer)?;
+            }
+            Ok::<_, StoreError>(())
+        });
+        Ok(write.await?)
+    }
+
+    /// The live transfer of a record; the one that is there already, if it is.
+    pub(super) fn adopt(&self, record: Record) -> Arc<Live> {
+        let mut live = lock(&self.live);
+        let entry = live.entry(record.id.clone());
+        Arc::clone(entry.or_insert_with(|| Arc::new(Live::new(record))))
+    }
+
+    /// A transfer that is not finished.
+    pub(super) fn live(&self, id: &str) -> Option<Arc<Live>> {
+        lock(&self.live).get(id).cloned()
+    }
+
+    /// The live transfer of the record that `read` finds. Nobody settles it in between.
+    pub(super) fn find(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<Option<Record>, StoreError>,
+    ) -> Result<Option<Arc<Live>>> {
+        let mut live = lock(&self.live);
+        let record = self.options.database.read(read)?;
+        Ok(record.map(|record| {
+            let entry = live.entry(record.id.clone());
+            Arc::clone(entry.or_insert_with(|| Arc::new(Live::new(record))))
+        }))
+    }
+
+    /// Lets go of a transfer that is finished.
+    pub(super) fn settle(&self, record: &Record) {
+        if record.state.is_terminal() {
+            lock(&self.live).remove(&record.id);
+        }
+    }
+
+    /// The unfinished transfers with a peer, the oldest first.
+    pub(super) fn with_peer(&self, peer: &PublicKey, direction: Direction) -> Vec<Arc<Live>> {
+        let key = peer.to_z32();
+        let live = lock(&self.live);
+        let is_one = |live: &&Arc<Live>| {
+            let info = live.info.borrow();
+            info.peer == key && info.direction == direction && !info.state.is_terminal()
+        };
+        let mut found: Vec<_> = live.values().filter(is_one).cloned().collect();
+        found.sort_by_key(|live| {
+            let info = live.info.borrow();
+            (info.created_at, info.id.clone())
+        });
+        found
+    }
+
+    /// Moves a transfer on: first in the database, then for everybody to see.
+    pub(super) async fn move_to(
+        &self,
+        live: &Live,
+        record: &mut Record,
+        next: State,
+        change: impl FnOnce(&mut Record),
+    ) -> Result<()> {
+        let mut changed = record.clone();
+        let moved = changed.state != next;
+        changed.state = next;
+        if moved {
+            changed.updated_at = now_ms();
+            (changed.reason, changed.error) = (None, None);
+        }
+        change(&mut changed);
+        if changed != *record {
+            self.save(&changed).await?;
+        }
+        *record = changed;
+        live.info.send_replace(record.info());
+        if moved {
+            tracing::debug!(
+                transfer = record.id,
+                peer = record.peer.short(),
+                state = record.state.as_str(),
+                "a transfer moved on"
+            );
+            self.announce(record);
+        }
+        self.settle(record);
+        Ok(())
+    }
+
+    /// Tells everybody which state a transfer is in.
+    pub(super) fn announce(&self, record: &Record) {
+        self.options.events.emit(EventKind::TransferState {
+            id: record.id.clone(),
+            peer: record.peer.to_z32(),
+            direction: record.direction.as_str().to_owned(),
+            state: record.state.as_str().to_owned(),
+            reason: record.reason.clone(),
+        });
+    }
+
+    /// Shows progress without writing it down.
+    pub(super) fn show_progress(&self, live: &Live, progress: Progress) {
+        live.info.send_modify(|info| info.progress = progress);
+        let Progress { bytes, total, rate, eta_ms } = progress;
+        let id = live.id.clone();
+        self.options.events.emit(EventKind::TransferProgress { id, bytes, total, rate, eta_ms });
+    }
+
+    /// The line to a peer.
+    pub(super) fn line(&self, peer: &PublicKey) -> Arc<Line> {
+        Arc::clone(lock(&self.lines).entry(*peer).or_default())
+    }
+
+    /// Whether the peer's channel is open.
+    pub(super) fn is_linked(&self, peer: &PublicKey) -> bool {
+        lock(&self.line(peer).link).is_some()
+    }
+
+    /// Sends a message if the peer is connected. A peer that does not read its messages is hung up on.
+    pub(super) fn send(&self, peer: &PublicKey, message: Message, tells: Option<String>) {
+        let link = lock(&self.line(peer).link).clone();
+        let Some(link) = link else { return };
+        if link.outbox.try_send(Letter { message, tells }).is_err() {
+            link.hang_up.cancel();
+        }
+    }
+
+    /// Notes that the peer was told how a transfer ended.
+    pub(super) async fn note_told(&self, id: String) {
+        let write = self.options.database.write(move |transaction| {
+            transaction.execute("UPDATE transfers SET told = 1 WHERE id = ?1", [id])?;
+            Ok::<_, StoreError>(())
+        });
+        if let Err(error) = write.await {
+            tracing::debug!(%error, "a finished transfer will be told of again");
+        }
+    }
+
+    /// Runs a task until the engine closes.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        self.tasks.spawn(task)
+    }
+
+    /// Starts a job of a transfer, after the one before it has ended.
+    pub(super) fn start_job<F>(
+        self: &Arc<Self>,
+        live: &Arc<Live>,
+        job: impl FnOnce(Arc<Self>, Arc<Live>, CancellationToken) -> F,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let stop = self.closing.child_token();
+        let before = live.take_job();
+        let work = job(Arc::clone(self), Arc::clone(live), stop.clone());
+        let done = self.spawn(async move {
+            Job::ended(before).await;
+            work.await;
+        });
+        *lock(&live.job) = Some(Job { stop, done });
+    }
+
+    /// Stops everything; unfinished transfers go on at the next start.
+    pub(super) async fn close(&self) {
+        self.closing.cancel();
+        let all: Vec<_> = lock(&self.live).drain().map(|(_, live)| live).collect();
+        for live in all {
+            Job::ended(live.take_job()).await;
+        }
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.shelf.close().await;
+    }
+}
+
+impl Line {
+    /// Makes `link` the peer's. Gives back the one before it.
+    pub(super) fn connect(&self, link: Link) -> Option<Link> {
+        lock(&self.link).replace(link)
+    }
+
+    /// Forgets the link with that number. False when another has taken its place.
+    pub(super) fn disconnect(&self, number: u64) -> bool {
+        let mut link = lock(&self.link);
+        let is_it = link.as_ref().is_some_and(|link| link.number == number);
+        if is_it {
+            *link = None;
+        }
+        is_it
+    }
+
+    /// Takes one of `at_once` slots for a transfer.
+    pub(super) fn take_slot(&self, id: &str, at_once: usize) -> bool {
+        let mut slots = lock(&self.slots);
+        if slots.contains(id) {
+            return true;
+        }
+        let free = slots.len() < at_once;
+        if free {
+            slots.insert(id.to_owned());
+        }
+        free
+    }
+
+    /// Gives a slot back.
+    pub(super) fn free_slot(&self, id: &str) -> bool {
+        lock(&self.slots).remove(id)
+    }
+}

@@ -1,0 +1,189 @@
+//! The `alex/p2p` channel of one connection: hello, then messages both ways until either end goes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::engine::{Engine, Letter, Line, Link};
+use super::message::{Hello, MAX_MESSAGE_BYTES, Message, PROTOCOL};
+use super::state::Direction;
+use crate::crypto::PublicKey;
+use crate::protomux::{Channel, ChannelOptions, Protomux};
+
+/// How many of our messages may wait for a peer. More than all open transfers can have to say.
+const OUTBOX: usize = 512;
+/// How many bytes of a peer's messages may wait for us.
+const INBOX_BYTES: usize = 4 * MAX_MESSAGE_BYTES;
+/// How long one message may take to leave.
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// How many messages of a connection may be nonsense before it is closed.
+const MAX_NONSENSE: u32 = 32;
+
+/// Numbers links, so that an old one's end is not taken for the new one's.
+static NEXT_LINK: AtomicU64 = AtomicU64::new(0);
+
+impl Engine {
+    /// Speaks `alex/p2p` on a connection until it closes. Needs a tokio runtime.
+    pub(super) fn attach(self: &Arc<Self>, mux: &Protomux) {
+        // A peer that sets its channel up later, or anew, opens it then.
+        let (opened, reopened) = mpsc::channel(1);
+        let options = self.channel_options();
+        let weak = Arc::downgrade(self);
+        let handler_mux = mux.clone();
+        mux.on_open(
+            PROTOCOL,
+            Arc::new(move |remote| {
+                let Some(engine) = weak.upgrade() else { return };
+                if !remote.id.is_empty() {
+                    return;
+                }
+                if let Ok(channel) = handler_mux.open(engine.channel_options()) {
+                    // Full: one is waiting already, and this one closes by being dropped.
+                    let _ = opened.try_send(channel);
+                }
+            }),
+        );
+        let first = mux.open(options).ok();
+        let (engine, mux) = (Arc::clone(self), mux.clone());
+        self.spawn(async move { engine.serve_connection(mux, first, reopened).await });
+    }
+
+    fn channel_options(&self) -> ChannelOptions {
+        ChannelOptions {
+            protocol: PROTOCOL.to_owned(),
+            handshake: (self.options.hello)().encode(),
+            inbox: INBOX_BYTES,
+            ..ChannelOptions::default()
+        }
+    }
+
+    async fn serve_connection(
+        self: Arc<Self>,
+        mux: Protomux,
+        mut next: Option<Channel>,
+        mut reopened: mpsc::Receiver<Channel>,
+    ) {
+        let peer = mux.remote_public_key();
+        loop {
+            let channel = match next.take() {
+                Some(channel) => channel,
+                None => tokio::select! {
+                    channel = reopened.recv() => match channel {
+                        Some(channel) => channel,
+                        None => return,
+                    },
+                    _ = mux.closed() => return,
+                    () = self.closing.cancelled() => return,
+                },
+            };
+            if let Err(violation) = self.serve_channel(peer, &channel).await {
+                mux.close_with(violation);
+                return;
+            }
+        }
+    }
+
+    /// Serves one channel to its end. The error is how the peer broke the protocol.
+    async fn serve_channel(
+        self: &Arc<Self>,
+        peer: PublicKey,
+        channel: &Channel,
+    ) -> Result<(), String> {
+        let handshake = tokio::select! {
+            opened = channel.opened() => match opened {
+                Ok(handshake) => handshake,
+                Err(_) => return Ok(()),
+            },
+            () = self.closing.cancelled() => return Ok(()),
+        };
+        let hello = Hello::decode(&handshake).map_err(|error| error.to_string())?;
+        if !self.options.peers.is_approved(&peer) {
+            return Ok(());
+        }
+        (self.options.on_hello)(peer, hello);
+        let (outbox, letters) = mpsc::channel(OUTBOX);
+        let link = Link {
+            number: NEXT_LINK.fetch_add(1, Ordering::Relaxed),
+            outbox,
+            hang_up: self.closing.child_token(),
+        };
+        let line = self.line(&peer);
+        self.link_up(peer, &line, link.clone()).await;
+        let ended = tokio::select! {
+            result = self.read(peer, channel) => result,
+            () = self.write(peer, channel, letters) => Ok(()),
+            () = link.hang_up.cancelled() => Ok(()),
+        };
+        self.link_down(peer, &line, link.number).await;
+        channel.close();
+        ended
+    }
+
+    async fn read(self: &Arc<Self>, peer: PublicKey, channel: &Channel) -> Result<(), String> {
+        let mut nonsense = 0;
+        while let Some(message) = channel.recv().await {
+            match Message::decode(message.kind, &message.data) {
+                Ok(Message::Request(request)) => self.on_request(peer, request).await,
+                Ok(Message::Cancel(cancel)) => self.on_cancel(peer, &cancel.id).await,
+                Ok(Message::Done(done)) => self.on_done(peer, &done.id).await,
+                Ok(Message::Reply(reply)) => self.on_reply(peer, reply).await,
+                Ok(Message::Unknown(_)) => {}
+                Err(error) => {
+                    nonsense += 1;
+                    tracing::debug!(peer = peer.short(), %error, "ignored a message");
+                    if nonsense > MAX_NONSENSE {
+                        return Err(error.to_string());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(&self, peer: PublicKey, channel: &Channel, mut letters: mpsc::Receiver<Letter>) {
+        while let Some(Letter { message, tells }) = letters.recv().await {
+            let (kind, bytes) = message.encode();
+            match tokio::time::timeout(SEND_TIMEOUT, channel.send(kind, &bytes)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return,
+                Err(_) => {
+                    tracing::warn!(peer = peer.short(), "a peer does not read its messages");
+                    return;
+                }
+            }
+            if let Some(id) = tells {
+                self.note_told(id).await;
+            }
+        }
+    }
+
+    async fn link_up(self: &Arc<Self>, peer: PublicKey, line: &Line, link: Link) {
+        let _turn = line.turn.lock().await;
+        if let Some(before) = line.connect(link) {
+            before.hang_up.cancel();
+            self.unlinked(peer).await;
+        }
+        self.tell_ends(&peer);
+        self.ask_all(peer).await;
+    }
+
+    async fn link_down(self: &Arc<Self>, peer: PublicKey, line: &Line, number: u64) {
+        let _turn = line.turn.lock().await;
+        if line.disconnect(number) {
+            self.unlinked(peer).await;
+        }
+    }
+
+    /// Every transfer with the peer hears that the connection is gone.
+    async fn unlinked(self: &Arc<Self>, peer: PublicKey) {
+        for live in self.with_peer(&peer, Direction::Incoming) {
+            self.incoming_unlinked(&live).await;
+        }
+        for live in self.with_peer(&peer, Direction::Outgoing) {
+            self.outgoing_unlinked(&live).await;
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! The receiving side: asking, hearing the answer, and moving incoming transfers on.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::engine::{Engine, Live};
+use super::library::Description;
+use super::message::{BookCore, Cancel, Done, MAX_BOOK_ID_BYTES, Message, Reply, Request, Status};
+use super::record::Record;
+use super::state::{self, Action, Direction, Incoming, State};
+use super::{landing, table};
+use crate::crypto::PublicKey;
+use crate::error::{Error, ErrorCode, Result};
+use crate::hypercore::{BLOCK_SIZE, Manifest};
+
+impl Engine {
+    /// Asks for a book. The same book of the same peer that is under way is the same transfer; one
+    /// that failed is taken up again.
+    pub(super) async fn request(
+        self: &Arc<Self>,
+        peer: PublicKey,
+        book_id: String,
+        save_to: Option<PathBuf>,
+    ) -> Result<Arc<Live>> {
+        self.check_open()?;
+        if book_id.is_empty() || book_id.len() > MAX_BOOK_ID_BYTES {
+            return Err(Error::new(
+                ErrorCode::InvalidArgument,
+                format!("a book id has 1 to {MAX_BOOK_ID_BYTES} bytes"),
+            ));
+        }
+        if !self.options.peers.is_approved(&peer) {
+            return Err(Error::new(
+                ErrorCode::NotApproved,
+                "books can only be asked of peers that are approved here; add the peer first",
+            ));
+        }
+        let save_to = save_to.map(std::path::absolute).transpose()?;
+        if save_to.as_ref().is_some_and(|path| path.to_str().is_none()) {
+            return Err(Error::new(ErrorCode::InvalidArgument, "saveTo is not valid Unicode"));
+        }
+        let _one = self.requesting.lock().await;
+        let live = match self.find(|c| table::open_incoming(c, &peer, &book_id))? {
+            Some(live) => {
+                self.resume_failed(&live, save_to).await?;
+                live
+            }
+            None => {
+                let known = self.options.library.of(&peer, &book_id)?;
+                let book = known.unwrap_or_else(|| Description {
+                    title: crate::text::clean(&book_id, 200),
+                    ..Description::default()
+                });
+                let record = Record::incoming(peer, book_id, book, save_to);
+                self.save(&record).await?;
+                self.announce(&record);
+                self.adopt(record)
+            }
+        };
+        self.spawn_ask_all(peer);
+        Ok(live)
+    }
+
+    /// A request for a book whose transfer failed takes it up again.
+    async fn resume_failed(
+        self: &Arc<Self>,
+        live: &Arc<Live>,
+        save_to: Option<PathBuf>,
+    ) -> Result<()> {
+        let failed = live.record.lock().await.state == State::Failed;
+        if !failed {
+            return Ok(());
+        }
+        self.incoming_step(live, Incoming::Resume, |record| {
+            if save_to.is_some() {
+                record.save_to = save_to;
+            }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Moves an incoming transfer on. False when the event does not apply to its state.
+    pub(super) async fn incoming_step(
+        self: &Arc<Self>,
+        live: &Arc<Live>,
+        event: Incoming,
+        change: impl FnOnce(&mut Record),
+    ) -> Result<bool> {
+        let mut record = live.record.lock().await;
+        let Some((next, actions)) = state::incoming(record.state, event) else {
+            self.settle(&record);
+            return Ok(false);
+        };
+        let ends = next.is_terminal() && next != State::Failed;
+        self.move_to(live, &mut record, next, |record| {
+            if ends && next != State::Denied {
+                record.told = false;
+            }
+            change(record);
+        })
+        .await?;
+        for action in actions {
+            self.incoming_act(live, &record, *action);
+        }
+        if ends || matches!(next, State::Paused | State::Failed | State::Queued) {
+            // A turn became free, or this one may ask now.
+            self.spawn_ask_all(record.peer);
+        }
+        Ok(true)
+    }
+
+    /// [`Engine::incoming_step`] for what nobody waits for.
+    pub(super) async fn incoming_hear(
+        self: &Arc<Self>,
+        live: &Arc<Live>,
+        event: Incoming,
+        change: impl FnOnce(&mut Record),
+    ) {
+        if let Err(error) = self.incoming_step(live, event, change).await {
+            tracing::warn!(transfer = live.id, %error, "a transfer could not be moved on");
+        }
+    }
+
+    fn incoming_act(self: &Arc<Self>, live: &Arc<Live>, record: &Record, action: Action) {
+        let id = record.request_id.clone();
+        match action {
+            Action::SendRequest => {
+                let book_id = record.book_id.clone();
+                self.send(&record.peer, Message::Request(Request { id, book_id }), None);
+            }
+            Action::SendCancel => {
+                let tells = Some(record.id.clone());
+                self.send(&record.peer, Message::Cancel(Cancel { id }), tells);
+            }
+            Action::SendDone => {
+                let tells = Some(record.id.clone());
+                self.send(&record.peer, Message::Done(Done { id }), tells);
+            }
+            Action::Start => self.spawn_download(live, record),
+            Action::Stop => live.stop_job(),
+            Action::Verify => self.spawn_verification(live, record),
+            Action::Discard => self.spawn_discard(live, record),
+            Action::Prepare | Action::Grant | Action::Revoke | Action::Reply => {}
+        }
+    }
+
+    /// The peer answered a request of ours.
+    pub(super) async fn on_reply(self: &Arc<Self>, peer: PublicKey, reply: Reply) {
+        let Some(live) = self.live(&reply.id) else { return };
+        {
+            let record = live.record.lock().await;
+            if record.peer != peer || record.direction != Direction::Incoming {
+                return;
+            }
+        }
+        let reason = reply.reason;
+        match (reply.status, reply.book) {
+            (Status::Granted, Some(book)) => self.on_granted(&live, book).await,
+            (Status::Granted, None) => {}
+            (Status::Pending, _) => {
+                self.incoming_hear(&live, Incoming::Pending, |record| record.reason = reason).await;
+            }
+            (Status::Denied, _) => {
+                self.incoming_hear(&live, Incoming::Denied, |record| {
+                    record.reason = reason;
+                    record.error = Some(ErrorCode::Denied);
+                })
+                .await;
+            }
+            (Status::Unavailable, _) => {
+                self.incoming_hear(&live, Incoming::Unavailable, |record| {
+                    let default = || "the peer does not have this book any more".to_owned();
+                    record.reason = Some(reason.unwrap_or_else(default));
+                    record.error = Some(ErrorCode::Unavailable);
+                })
+                .await;
+            }
+        }
+    }
+
+    async fn on_granted(self: &Arc<Self>, live: &Arc<Live>, book: BookCore) {
+        let before = live.record.lock().await.clone();
+        if !matches!(before.state, State::Requested | State::AwaitingApproval) {
+            return;
+        }
+        if let Err(error) = self.check_grant(&before, &book) {
+            self.incoming_hear(live, Incoming::Broke, |record| fail(record, &error)).await;
+            return;
+        }
+        if before.core.is_some_and(|core| core != book) {
+            // The sender's file is another one now: what is here is of no use.
+            self.discard(live.take_job(), &before).await;
+        }
+        self.incoming_hear(live, Incoming::Granted, |record| {
+            if record.core != Some(book) {
+                record.core = Some(book);
+                record.bytes = 0;
+            }
+        })
+        .await;
+    }
+
+    /// Whether a granted core makes sense, is allowed, and fits on the disk.
+    fn check_grant(&self, record: &Record, book: &BookCore) -> Result<()> {
+        if book.byte_length > self.options.limits.book_bytes {
+            return Err(Error::new(
+                ErrorCode::LimitExceeded,
+                format!("the book has {} bytes, more than books may have here", book.byte_length),
+            ));
+        }
+        let makes_sense = book.byte_length > 0
+            && book.length == book.byte_length.div_ceil(BLOCK_SIZE)
+            && Manifest::fixed(book.hash, book.length).key() == book.key;
+        if !makes_sense {
+            let message = "the peer granted a book whose key does not match its description";
+            return Err(Error::new(ErrorCode::Protocol, message));
+        }
+        let part = self.part_path(&record.id);
+        let here = std::fs::metadata(&part).map_or(0, |file| file.len().min(record.bytes));
+        let (folder, _) = self.target(record);
+        let missing = book.byte_length.saturating_sub(here);
+        let incoming = part.parent().unwrap_or(&part);
+        if !landing::has_room(incoming, missing) || !landing::has_room(&folder, missing) {
+            return Err(Error::new(
+                ErrorCode::DiskFull,
+                format!("the disk has no room for {missing} bytes; make room, then resume"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The folder and the name that the book goes to.
+    pub(super) fn target(&self, record: &Record) -> (PathBuf, String) {
+        let book = &record.book;
+        let name =
+            super::filename::build(&book.title, book.author.as_deref(), book.format.as_deref());
+        landing::target(record.save_to.as_deref(), &self.options.books_dir, name)
+    }
+
+    /// Asks for every book whose turn it is, the oldest first, as far as the limit of open requests
+    /// allows. Asks again for those that are waiting for approval: the peer may have answered while we
+    /// were away, or have had too many open requests.
+    pub(super) async fn ask_all(self: &Arc<Self>, peer: PublicKey) {
+        if !self.is_linked(&peer) {
+            return;
+        }
+        let all = self.with_peer(&peer, Direction::Incoming);
+        // The sender may hold a paused one open, too.
+        let is_open = |state: State| !matches!(state, State::Queued | State::Verifying);
+        let mut open = all.iter().filter(|live| is_open(live.info.borrow().state)).count();
+        for live in all {
+            let state = live.info.borrow().state;
+            if state == State::Queued {
+                if open >= self.options.limits.open_requests {
+                    continue;
+                }
+                open += 1;
+            } else if state != State::AwaitingApproval {
+                continue;
+            }
+            self.incoming_hear(&live, Incoming::LinkUp, |_| {}).await;
+        }
+    }
+
+    /// [`Engine::ask_all`], soon.
+    pub(super) fn spawn_ask_all(self: &Arc<Self>, peer: PublicKey) {
+        let engine = Arc::clone(self);
+        self.spawn(async move {
+            let line = engine.line(&peer);
+            let _turn = line.turn.lock().await;
+            engine.ask_all(peer).await;
+        });
+    }
+
+    /// Tells the peer of transfers that ended while it was away.
+    pub(super) fn tell_ends(&self, peer: &PublicKey) {
+        let untold = self.options.database.read(|c| table::untold(c, peer));
+        for record in untold.unwrap_or_default() {
+            let id = record.request_id.clone();
+            let message = if record.state == State::Completed {
+                Message::Done(Done { id })
+            } else {
+                Message::Cancel(Cancel { id })
+            };
+            self.send(peer, message, Some(record.id));
+        }
+    }
+
+    /// The connection is gone.
+    pub(super) async fn incoming_unlinked(self: &Arc<Self>, live: &Arc<Live>) {
+        self.incoming_hear(live, Incoming::LinkDown, |_| {}).await;
+    }
+}
+
+/// Notes an error in a record.
+pub(super) fn fail(record: &mut Record, error: &Error) {
+    record.reason = Some(error.message.clone());
+    record.error = Some(error.code);
+}
