@@ -52,10 +52,28 @@ impl Bitfield {
             .is_some_and(|page| word(page, index) >> (index % 64) & 1 != 0)
     }
 
-    /// The page that `index` is on, and its number.
+    /// Page `number`, if any block on it was ever here.
     #[must_use]
     pub fn page(&self, number: u64) -> Option<&Page> {
         self.pages.get(&number).map(|page| &**page)
+    }
+
+    /// Every page with its number.
+    pub fn into_pages(self) -> impl Iterator<Item = (u64, Box<Page>)> {
+        self.pages.into_iter()
+    }
+
+    /// The pages that change when `start..end` is added, as they will be.
+    #[must_use]
+    pub fn pages_with(&self, start: u64, end: u64) -> Vec<(u64, Box<Page>)> {
+        if start >= end {
+            return Vec::new();
+        }
+        let numbers = start / PAGE_BITS..=(end - 1) / PAGE_BITS;
+        let pages = self.pages.range(numbers).map(|(number, page)| (*number, page.clone()));
+        let mut bits = Self::from_pages(pages);
+        bits.insert_range(start, end);
+        bits.into_pages().collect()
     }
 
     /// Adds a block; whether it was missing.
@@ -199,6 +217,11 @@ mod tests {
             prop_assert_eq!(Some(bits.contiguous()), (0..).find(|index| !set.contains(index)));
             let stored = bits.pages.iter().map(|(number, page)| (*number, page.clone()));
             prop_assert_eq!(Bitfield::from_pages(stored).contiguous(), bits.contiguous());
+            let mut more = bits.clone();
+            more.insert_range(probe, probe + 10_000);
+            for (number, page) in bits.pages_with(probe, probe + 10_000) {
+                prop_assert_eq!(more.page(number), Some(&*page));
+            }
             let words = bits.words(probe / 32 * 32, 100);
             for bit in 0..3200 {
                 let word = words.get(bit / 32).copied().unwrap_or(0);

@@ -75,3 +75,80 @@ pub fn roots(length: u64) -> impl Iterator<Item = u64> {
 pub const fn length_through(index: u64) -> u64 {
     right_span(index) / 2 + 1
 }
+
+/// The nodes that, together with the roots of the first `from` blocks, give the roots of the first
+/// `to` (`upgradeProof` in npm `hypercore/lib/merkle-tree.js`).
+#[must_use]
+pub fn upgrade_path(from: u64, to: u64) -> Vec<u64> {
+    let mut path = Vec::new();
+    let last_leaf = (2 * from).checked_sub(2);
+    for root in roots(to) {
+        let Some(last_leaf) = last_leaf else {
+            path.push(root);
+            continue;
+        };
+        if right_span(root) <= last_leaf {
+            continue;
+        }
+        if !contains(root, last_leaf) {
+            path.push(root);
+            continue;
+        }
+        let mut at = last_leaf;
+        while at != root {
+            if sibling(at) > last_leaf {
+                path.push(sibling(at));
+            }
+            at = parent(at);
+        }
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_those_of_the_reference() {
+        // Index, depth, parent, sibling, left and right span: from npm flat-tree.
+        let cases = [
+            (0, 0, 1, 2, 0, 0),
+            (2, 0, 1, 0, 2, 2),
+            (1, 1, 3, 5, 0, 2),
+            (5, 1, 3, 1, 4, 6),
+            (3, 2, 7, 11, 0, 6),
+            (11, 2, 7, 3, 8, 14),
+            (7, 3, 15, 23, 0, 14),
+            (20, 0, 21, 22, 20, 20),
+        ];
+        for (index, d, p, s, left, right) in cases {
+            let found =
+                (depth(index), parent(index), sibling(index), left_span(index), right_span(index));
+            assert_eq!(found, (d, p, s, left, right), "{index}");
+        }
+        assert_eq!(children(3), Some((1, 5)));
+        assert_eq!(children(4), None);
+        assert_eq!(roots(0).count(), 0);
+        assert_eq!(roots(11).collect::<Vec<_>>(), [7, 17, 20]);
+        assert!(contains(3, 6) && contains(3, 0) && contains(3, 3) && !contains(3, 7));
+    }
+
+    #[test]
+    fn parents_children_and_siblings_agree_also_at_the_limit() {
+        for index in (0..5_000).chain((1 << 53) - 2_000..1 << 53) {
+            let up = parent(index);
+            let (left, right) = children(up).unwrap();
+            assert!(left == index || right == index);
+            assert_eq!(sibling(left), right);
+            assert_eq!(sibling(right), left);
+            assert!(contains(up, index) && !contains(index, up));
+            assert_eq!(right_span(index) - left_span(index), 2 * leaves(index) - 2);
+        }
+    }
+
+    #[test]
+    fn the_longest_log_has_53_roots_at_most() {
+        assert_eq!(roots((1 << 53) - 1).count(), 53);
+    }
+}

@@ -4,6 +4,7 @@
 //! behind [`Storage`]; the implementation over the node's database is `store::cores`.
 
 pub mod bitfield;
+mod block_file;
 mod core;
 mod error;
 pub mod flat_tree;
@@ -11,14 +12,19 @@ pub mod manifest;
 mod memory;
 pub mod messages;
 mod node;
-pub mod proof;
+mod proof;
 pub mod replicator;
+mod seek;
 pub mod static_core;
 pub mod storage;
+mod tree;
+mod verifier;
+mod verify;
 
 pub use self::core::{
-    Applied, BlockSource, Core, CoreChange, CreateOptions, FileAccess, OpenOptions, Position,
+    Applied, BlockSource, Core, CoreChange, CreateOptions, OpenOptions, Position, Verified,
 };
+pub use block_file::{FileAccess, FileStamp};
 pub use error::{ApplyError, CoreError};
 pub use manifest::{Manifest, Prologue, Signer};
 pub use memory::{Damage, MemoryStorage};

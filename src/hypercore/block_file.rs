@@ -1,0 +1,226 @@
+//! A file whose bytes are a log's blocks, one after the other, all but the last of one size.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::UNIX_EPOCH;
+
+use super::error::CoreError;
+use crate::sync::lock;
+
+/// What a file was when it was hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStamp {
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it was modified last, in nanoseconds since 1970; 0 where the system does not tell.
+    pub modified: i128,
+}
+
+impl FileStamp {
+    /// What an open file is now.
+    pub fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        let modified =
+            metadata.modified().ok().map_or(0, |time| match time.duration_since(UNIX_EPOCH) {
+                Ok(since) => since.as_nanos() as i128,
+                Err(before) => -(before.duration().as_nanos() as i128),
+            });
+        Ok(Self { size: metadata.len(), modified })
+    }
+}
+
+/// What may be done with a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileAccess {
+    /// Blocks are read. A peer's blocks are refused.
+    Read,
+    /// Blocks are read and written; the file is created when it is missing.
+    Write,
+}
+
+/// The file, opened when it is first needed and kept open: a file that is replaced under its name is
+/// still served as it was.
+#[derive(Debug)]
+pub(super) struct BlockFile {
+    path: PathBuf,
+    block_size: u64,
+    access: FileAccess,
+    stamp: Option<FileStamp>,
+    file: Mutex<Option<Arc<File>>>,
+}
+
+impl BlockFile {
+    /// A file that must be what `stamp` says, if given.
+    pub(super) fn new(
+        path: PathBuf,
+        block_size: u64,
+        access: FileAccess,
+        stamp: Option<FileStamp>,
+    ) -> Self {
+        Self { path, block_size: block_size.max(1), access, stamp, file: Mutex::new(None) }
+    }
+
+    pub(super) fn access(&self) -> FileAccess {
+        self.access
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The size that block `index` has in a log of that many bytes.
+    pub(super) fn size_of(&self, index: u64, byte_length: u64) -> u64 {
+        let start = index.saturating_mul(self.block_size);
+        byte_length.saturating_sub(start).min(self.block_size)
+    }
+
+    /// Whether a log of so many blocks and bytes can be cut from a file.
+    pub(super) fn fits(&self, length: u64, byte_length: u64) -> bool {
+        byte_length.div_ceil(self.block_size) == length
+    }
+
+    /// Reads block `index`, which has `size` bytes.
+    pub(super) fn read(&self, index: u64, size: usize) -> Result<Vec<u8>, CoreError> {
+        let file = self.open()?;
+        if let Some(stamp) = self.stamp
+            && FileStamp::of(&file)? != stamp
+        {
+            return Err(CoreError::FileChanged);
+        }
+        let mut bytes = vec![0; size];
+        match read_exact_at(&file, &mut bytes, index.saturating_mul(self.block_size)) {
+            Ok(()) => Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(CoreError::FileChanged)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes block `index`.
+    pub(super) fn write(&self, index: u64, bytes: &[u8]) -> Result<(), CoreError> {
+        let file = self.open()?;
+        Ok(write_all_at(&file, bytes, index.saturating_mul(self.block_size))?)
+    }
+
+    /// Gives the file its final size and syncs its data to disk.
+    pub(super) fn finish(&self, byte_length: Option<u64>) -> Result<(), CoreError> {
+        let file = self.open()?;
+        if let Some(length) = byte_length
+            && file.metadata()?.len() != length
+        {
+            file.set_len(length)?;
+        }
+        Ok(file.sync_all()?)
+    }
+
+    fn open(&self) -> Result<Arc<File>, CoreError> {
+        let mut slot = lock(&self.file);
+        if let Some(file) = &*slot {
+            return Ok(Arc::clone(file));
+        }
+        let file = match self.access {
+            FileAccess::Read => File::open(&self.path)?,
+            FileAccess::Write => OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&self.path)?,
+        };
+        let file = Arc::new(file);
+        *slot = Some(Arc::clone(&file));
+        Ok(file)
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+#[cfg(unix)]
+fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        let at = offset + done as u64;
+        match std::os::windows::fs::FileExt::seek_read(file, &mut bytes[done..], at)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => done += count,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(windows)]
+fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        let at = offset + done as u64;
+        match std::os::windows::fs::FileExt::seek_write(file, &bytes[done..], at)? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            count => done += count,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(dir: &Path, access: FileAccess, stamp: Option<FileStamp>) -> BlockFile {
+        BlockFile::new(dir.join("book"), 4, access, stamp)
+    }
+
+    #[test]
+    fn blocks_stand_where_their_index_says_whatever_the_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = file(dir.path(), FileAccess::Write, None);
+        file.write(2, b"ij").unwrap();
+        file.write(0, b"abcd").unwrap();
+        file.write(1, b"efgh").unwrap();
+        assert_eq!(file.read(1, 4).unwrap(), b"efgh");
+        assert_eq!(file.read(2, 2).unwrap(), b"ij");
+        assert!(matches!(file.read(2, 4), Err(CoreError::FileChanged)));
+        file.finish(Some(9)).unwrap();
+        assert_eq!(std::fs::read(file.path()).unwrap(), b"abcdefghi");
+    }
+
+    #[test]
+    fn a_changed_file_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("book"), b"abcdef").unwrap();
+        let opened = File::open(dir.path().join("book")).unwrap();
+        let stamp = FileStamp::of(&opened).unwrap();
+        let file = file(dir.path(), FileAccess::Read, Some(stamp));
+        assert_eq!(file.read(1, 2).unwrap(), b"ef");
+        std::fs::write(dir.path().join("book"), b"abcdefg").unwrap();
+        assert!(matches!(file.read(1, 2), Err(CoreError::FileChanged)));
+    }
+
+    #[test]
+    fn a_missing_file_is_an_error_with_its_kind() {
+        let dir = tempfile::tempdir().unwrap();
+        let kind = match file(dir.path(), FileAccess::Read, None).read(0, 1) {
+            Err(CoreError::File { kind, .. }) => kind,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(kind, io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn only_the_last_block_may_be_short() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = file(dir.path(), FileAccess::Read, None);
+        assert_eq!((file.size_of(0, 6), file.size_of(1, 6), file.size_of(9, 6)), (4, 2, 0));
+        assert!(file.fits(2, 6) && file.fits(2, 8) && !file.fits(2, 4) && !file.fits(2, 9));
+    }
+}

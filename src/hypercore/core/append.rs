@@ -1,0 +1,239 @@
+//! Appending: one commit and one signature for all appends that wait at the same time.
+//!
+//! An append is seen by readers and peers only once it is on disk. Otherwise a crash could take back
+//! what peers already have, and the next append would fork the log.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::Core;
+use super::commit::{blocking, commit_pending};
+use super::state::{Append, Inner};
+use crate::hypercore::error::CoreError;
+use crate::hypercore::storage::{Commit, MAX_BLOCK_BYTES, MAX_LENGTH, Survives};
+use crate::hypercore::tree::{Batch, Roots};
+use crate::hypercore::verifier::Verifier;
+use crate::sync::lock;
+
+impl Core {
+    /// Appends blocks and returns the new length when they are synced to disk.
+    ///
+    /// Appends that wait at the same time share one commit and one signature. Cancelled, it may or
+    /// may not have appended.
+    pub async fn append(&self, blocks: Vec<Bytes>) -> Result<u64, CoreError> {
+        if self.inner.writer.is_none() || self.inner.file.is_some() {
+            return Err(CoreError::NotWritable);
+        }
+        // npm cannot send empty blocks: it reads them as absent.
+        let allowed = 1..=MAX_BLOCK_BYTES;
+        if let Some(block) = blocks.iter().find(|block| !allowed.contains(&block.len())) {
+            return Err(CoreError::BlockSize(block.len()));
+        }
+        self.locked(|state| state.check())?;
+        if blocks.is_empty() {
+            return Ok(self.length());
+        }
+        let (done, outcome) = oneshot::channel();
+        let start = {
+            let mut appends = lock(&self.inner.appends);
+            appends.queue.push(Append { blocks, done });
+            !std::mem::replace(&mut appends.running, true)
+        };
+        if start {
+            tokio::spawn(run(Arc::clone(&self.inner)));
+        }
+        outcome.await.unwrap_or(Err(CoreError::Closed))
+    }
+
+    pub(super) async fn wait_for_appends(&self) {
+        while lock(&self.inner.appends).running {
+            // The runner holds this lock while it commits.
+            drop(self.inner.committing.lock().await);
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+async fn run(inner: Arc<Inner>) {
+    loop {
+        let queue = {
+            let mut appends = lock(&inner.appends);
+            if appends.queue.is_empty() {
+                appends.running = false;
+                return;
+            }
+            std::mem::take(&mut appends.queue)
+        };
+        let (blocks, waiting): (Vec<_>, Vec<_>) =
+            queue.into_iter().map(|append| (append.blocks, append.done)).unzip();
+        let mut lengths: Vec<u64> = blocks.iter().map(|blocks| blocks.len() as u64).collect();
+        let outcome = append_all(&inner, blocks.into_iter().flatten().collect()).await;
+        if let Ok(start) = outcome {
+            let mut end = start;
+            for length in &mut lengths {
+                end += *length;
+                *length = end;
+            }
+        }
+        for (done, length) in waiting.into_iter().zip(lengths) {
+            // Whoever asked may have gone; the blocks stay.
+            let _ = done.send(outcome.clone().map(|_| length));
+        }
+    }
+}
+
+/// Appends and returns the length before.
+async fn append_all(inner: &Arc<Inner>, blocks: Vec<Bytes>) -> Result<u64, CoreError> {
+    let _guard = inner.committing.lock().await;
+    // The pages that are stored with an append must not have bits of blocks that are not.
+    commit_pending(inner, Survives::Process).await?;
+    let signed = {
+        let inner = Arc::clone(inner);
+        blocking(move || sign(&inner, &blocks)).await??
+    };
+    inner.storage.commit(Arc::clone(&signed.commit)).await?;
+    let mut state = lock(&inner.state);
+    let start = state.roots.length;
+    state.bits.insert_range(start, signed.roots.length);
+    state.signature = Some(signed.signature);
+    state.roots = Arc::new(signed.roots);
+    inner.announce(&state);
+    Ok(start)
+}
+
+struct Signed {
+    roots: Roots,
+    signature: Bytes,
+    commit: Arc<Commit>,
+}
+
+fn sign(inner: &Inner, blocks: &[Bytes]) -> Result<Signed, CoreError> {
+    let (mut header, roots, manifest) = {
+        let state = lock(&inner.state);
+        let manifest = state.manifest.clone().ok_or(CoreError::NotWritable)?.manifest;
+        (state.header(&inner.key), Roots::clone(&state.roots), manifest)
+    };
+    let writer = inner.writer.as_ref().ok_or(CoreError::NotWritable)?;
+    let start = roots.length;
+    if manifest.prologue.is_some_and(|prologue| start < prologue.length) {
+        return Err(CoreError::NotWritable);
+    }
+    if start + blocks.len() as u64 > MAX_LENGTH {
+        return Err(CoreError::TooLong);
+    }
+    let mut batch = Batch::new(roots);
+    for block in blocks {
+        batch.append(block).ok_or(CoreError::TooLong)?;
+    }
+    let roots = batch.roots;
+    let signature = Verifier::new(&inner.key, &manifest).sign(&roots, header.fork, writer);
+    let signature = Bytes::from(signature.ok_or(CoreError::NotWritable)?);
+    header.length = roots.length;
+    header.byte_length = roots.byte_length;
+    header.signature = Some(signature.clone());
+    let commit = Commit {
+        header: Some(header),
+        nodes: batch.found.iter().map(|found| found.node).collect(),
+        blocks: (start..).zip(blocks.iter().cloned()).collect(),
+        removed_blocks: Vec::new(),
+        pages: lock(&inner.state).bits.pages_with(start, roots.length),
+        survives: Survives::Power,
+    };
+    Ok(Signed { roots, signature, commit: Arc::new(commit) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{block, create, memory, pair, reader, written};
+    use super::super::{CreateOptions, OpenOptions};
+    use super::*;
+    use crate::hypercore::manifest::Manifest;
+    use crate::hypercore::storage::{StorageError, StorageErrorKind};
+
+    #[tokio::test]
+    async fn what_is_appended_is_there_after_a_crash() {
+        let storage = memory();
+        let core = written(&storage, 30).await;
+        assert_eq!(core.append(vec![block(30), block(31)]).await.unwrap(), 32);
+        let options = OpenOptions { writer: Some(pair()), ..OpenOptions::default() };
+        let again = Core::open(&storage.after_crash(), *core.key(), options).unwrap();
+        assert_eq!(again.state(), core.state());
+        assert_eq!(again.contiguous_length(), 32);
+        assert_eq!(again.get(31).unwrap(), Some(block(31)));
+        assert_eq!(again.tree_hash(), core.tree_hash());
+        assert_eq!(again.append(vec![block(32)]).await.unwrap(), 33);
+    }
+
+    #[tokio::test]
+    async fn appends_that_wait_share_commits_and_each_learns_its_length() {
+        let storage = memory();
+        let core = written(&storage, 1).await;
+        let before = storage.commits(core.discovery_key());
+        let appends: Vec<_> = (0..50)
+            .map(|i| {
+                let core = core.clone();
+                tokio::spawn(async move { core.append(vec![block(i); 2]).await.unwrap() })
+            })
+            .collect();
+        let mut lengths = Vec::new();
+        for append in appends {
+            lengths.push(append.await.unwrap());
+        }
+        lengths.sort_unstable();
+        assert_eq!(lengths, (0..50).map(|i| 3 + 2 * i).collect::<Vec<_>>());
+        assert!(storage.commits(core.discovery_key()) - before < 10);
+    }
+
+    #[tokio::test]
+    async fn an_append_that_cannot_be_stored_leaves_no_trace() {
+        let storage = memory();
+        let core = written(&storage, 3).await;
+        let before = (core.state(), core.tree_hash());
+        let full = StorageError::new(StorageErrorKind::Full, "no space");
+        storage.fail_commits(Some(full));
+        let failed = core.append(vec![block(3)]).await;
+        assert!(matches!(failed, Err(CoreError::Storage(_))), "{failed:?}");
+        assert_eq!((core.state(), core.tree_hash()), before);
+        storage.fail_commits(None);
+        assert_eq!(core.append(vec![block(3)]).await.unwrap(), 4);
+    }
+
+    #[tokio::test]
+    async fn only_the_signer_appends_and_never_an_empty_block() {
+        let storage = memory();
+        let core = written(&storage, 1).await;
+        assert!(matches!(core.append(vec![Bytes::new()]).await, Err(CoreError::BlockSize(0))));
+        let copy = reader(&memory(), &core);
+        assert!(!copy.writable());
+        assert!(matches!(copy.append(vec![block(0)]).await, Err(CoreError::NotWritable)));
+        let writer = Some(KeyPair::from_seed(&[4; 32]));
+        let manifest = Manifest::single(pair().public_key());
+        let options = CreateOptions { manifest, writer, compat: false };
+        assert!(matches!(Core::create(&memory(), options), Err(CoreError::NotWritable)));
+    }
+
+    #[tokio::test]
+    async fn a_core_has_one_owner_until_it_is_closed() {
+        let storage = memory();
+        let core = create(&storage);
+        let open = || Core::open(&storage, *core.key(), OpenOptions::default());
+        assert!(matches!(open(), Err(CoreError::AlreadyOpen)));
+        core.append(vec![block(0)]).await.unwrap();
+        core.close().await.unwrap();
+        core.close().await.unwrap();
+        assert!(matches!(core.append(vec![block(1)]).await, Err(CoreError::Closed)));
+        assert!(matches!(core.get(0), Err(CoreError::Closed)));
+        assert!(core.state().closed);
+        assert_eq!(open().unwrap().length(), 1);
+        let options = CreateOptions {
+            manifest: Manifest::single(pair().public_key()),
+            writer: Some(pair()),
+            compat: false,
+        };
+        assert!(matches!(Core::create(&storage, options), Err(CoreError::Exists)));
+    }
+
+    use crate::crypto::KeyPair;
+}

@@ -1,0 +1,214 @@
+//! Writing what peers sent to disk, in groups.
+//!
+//! Blocks of a download can be fetched again, so they are committed by size and time: what a crash
+//! loses is at most two groups. Each commit is whole, so after a crash every block that the bitfield
+//! has is there, with the nodes that prove it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Core;
+use super::state::{Inner, Pending, State};
+use crate::hypercore::error::CoreError;
+use crate::hypercore::storage::{Commit, Survives};
+use crate::sync::lock;
+
+/// How many bytes wait for a commit before it starts, and before peers have to wait.
+pub(super) const GROUP_BYTES: usize = 512 * 1024;
+/// How long a change waits for company.
+const GROUP_DELAY: Duration = Duration::from_millis(50);
+/// After how long a commit that failed is tried again, at first and at last.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_LAST: Duration = Duration::from_secs(30);
+
+impl Core {
+    /// Starts the committer for what was just put into `state.pending`.
+    pub(super) fn schedule(&self, state: &mut State) {
+        if state.pending.bytes >= GROUP_BYTES {
+            self.inner.wake.notify_one();
+        }
+        if state.committer {
+            return;
+        }
+        // Without a runtime, nothing is committed before `flush`.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        state.committer = true;
+        let inner = Arc::clone(&self.inner);
+        runtime.spawn(async move {
+            let mut delay = GROUP_DELAY;
+            loop {
+                if delay > GROUP_DELAY {
+                    tokio::time::sleep(delay).await;
+                } else if lock(&inner.state).pending.bytes < GROUP_BYTES {
+                    let _ = tokio::time::timeout(GROUP_DELAY, inner.wake.notified()).await;
+                }
+                let guard = inner.committing.lock().await;
+                let outcome = commit_pending(&inner, Survives::Process).await;
+                drop(guard);
+                delay = match outcome {
+                    Ok(()) => GROUP_DELAY,
+                    Err(_) => (2 * delay).clamp(RETRY_FIRST, RETRY_LAST),
+                };
+                let mut state = lock(&inner.state);
+                if state.pending.is_empty() || state.closed {
+                    state.committer = false;
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Returns when less than a commit's worth waits for the disk, or fails as the storage does.
+    /// Cancel safe.
+    pub async fn room(&self) -> Result<(), CoreError> {
+        let mut durable = self.inner.durable.subscribe();
+        loop {
+            {
+                let state = lock(&self.inner.state);
+                state.check()?;
+                if let Some(failure) = &state.failure {
+                    return Err(failure.clone());
+                }
+                if state.pending.bytes < GROUP_BYTES {
+                    return Ok(());
+                }
+            }
+            if durable.changed().await.is_err() {
+                return Err(CoreError::Closed);
+            }
+        }
+    }
+
+    /// Returns when everything applied so far is on disk, where it survives the end of the process.
+    /// Tries again what has failed before. Cancelled, the commit goes on.
+    pub async fn flush(&self) -> Result<(), CoreError> {
+        self.locked(|state| state.check())?;
+        self.flush_to(Survives::Process).await
+    }
+
+    /// [`Core::flush`] that survives power loss, too; a file of blocks is synced and, when it is whole,
+    /// cut to its size.
+    pub async fn sync(&self) -> Result<(), CoreError> {
+        let inner = Arc::clone(&self.inner);
+        let finish = move || {
+            let Some(file) = &inner.file else { return Ok(()) };
+            let state = lock(&inner.state);
+            let whole = state.roots.length > 0 && state.bits.contiguous() >= state.roots.length;
+            let length = (whole && file.access() == super::FileAccess::Write)
+                .then_some(state.roots.byte_length);
+            drop(state);
+            file.finish(length)
+        };
+        self.flush().await?;
+        blocking(finish).await??;
+        self.flush_to(Survives::Power).await
+    }
+
+    async fn flush_to(&self, survives: Survives) -> Result<(), CoreError> {
+        let inner = Arc::clone(&self.inner);
+        let flushed = tokio::spawn(async move {
+            let _guard = inner.committing.lock().await;
+            commit_pending(&inner, survives).await
+        });
+        flushed.await.unwrap_or(Err(CoreError::Closed))
+    }
+
+    /// Finishes writing and closes; later calls fail with [`CoreError::Closed`], and the core may be
+    /// opened again. A second call does nothing. Fails as the last commit does; it is closed all the
+    /// same.
+    pub async fn close(&self) -> Result<(), CoreError> {
+        {
+            let mut state = lock(&self.inner.state);
+            if state.closed {
+                return Ok(());
+            }
+            state.closed = true;
+        }
+        self.wait_for_appends().await;
+        let outcome = self.flush_to(Survives::Process).await;
+        self.inner.storage.close();
+        self.inner.announce(&lock(&self.inner.state));
+        outcome
+    }
+}
+
+/// Runs `work` where it may block on disk.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, CoreError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| CoreError::Closed)
+}
+
+/// Commits what is pending; `inner.committing` must be held. With [`Survives::Power`], commits even
+/// when nothing is, so that earlier commits get the same.
+pub(super) async fn commit_pending(
+    inner: &Arc<Inner>,
+    survives: Survives,
+) -> Result<(), CoreError> {
+    let (pending, commit, sequence) = {
+        let mut state = lock(&inner.state);
+        if state.pending.is_empty() && survives == Survives::Process {
+            return Ok(());
+        }
+        let pending = Arc::new(std::mem::take(&mut state.pending));
+        let commit = commit_of(inner, &state, &pending, survives);
+        state.flushing = Some(Arc::clone(&pending));
+        (pending, commit, state.sequence)
+    };
+    let outcome = store(inner, &pending, commit).await;
+    let failure = outcome.as_ref().err().cloned();
+    {
+        let mut state = lock(&inner.state);
+        state.flushing = None;
+        if let Some(error) = &failure {
+            tracing::warn!(%error, "blocks could not be stored");
+            state.pending.restore(&pending);
+        }
+        state.failure.clone_from(&failure);
+    }
+    inner.durable.send_modify(|durable| {
+        if failure.is_none() {
+            durable.sequence = sequence;
+        }
+        durable.failure = failure;
+    });
+    outcome
+}
+
+fn commit_of(inner: &Inner, state: &State, pending: &Pending, survives: Survives) -> Commit {
+    let in_file = inner.file.is_some();
+    let page = |number: &u64| Some((*number, Box::new(*state.bits.page(*number)?)));
+    Commit {
+        // A commit of nothing would not be synced, nor would those before it.
+        header: (pending.header || survives == Survives::Power).then(|| state.header(&inner.key)),
+        nodes: pending.nodes.values().copied().collect(),
+        blocks: if in_file {
+            Vec::new()
+        } else {
+            pending.blocks.iter().map(|(index, block)| (*index, block.clone())).collect()
+        },
+        removed_blocks: if in_file {
+            Vec::new()
+        } else {
+            pending.removed.iter().copied().collect()
+        },
+        pages: pending.pages.iter().filter_map(page).collect(),
+        survives,
+    }
+}
+
+async fn store(
+    inner: &Arc<Inner>,
+    pending: &Arc<Pending>,
+    commit: Commit,
+) -> Result<(), CoreError> {
+    if inner.file.is_some() && !pending.blocks.is_empty() {
+        let (inner, pending) = (Arc::clone(inner), Arc::clone(pending));
+        blocking(move || {
+            let Some(file) = &inner.file else { return Ok(()) };
+            pending.blocks.iter().try_for_each(|(index, block)| file.write(*index, block))
+        })
+        .await??;
+    }
+    Ok(inner.storage.commit(Arc::new(commit)).await?)
+}

@@ -1,0 +1,217 @@
+//! Opening and making cores.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::{Notify, watch};
+
+use super::state::{Appends, Durable, Inner, Known, Pending, State};
+use super::{BlockSource, Core, CreateOptions, OpenOptions};
+use crate::crypto::{Hash, KeyPair, discovery_key};
+use crate::hypercore::bitfield::Bitfield;
+use crate::hypercore::block_file::{BlockFile, FileAccess};
+use crate::hypercore::error::CoreError;
+use crate::hypercore::manifest::Manifest;
+use crate::hypercore::messages::Node;
+use crate::hypercore::static_core::{BLOCK_SIZE, StaticTree};
+use crate::hypercore::storage::{
+    Commit, CoreStorage, Header, MAX_LENGTH, Storage, StorageError, StorageErrorKind, Survives,
+};
+use crate::hypercore::tree::{Batch, Nodes, Roots};
+use crate::hypercore::verifier::Verifier;
+
+impl Core {
+    /// Makes a new core. Blocks on disk. Nothing is stored before the first append.
+    ///
+    /// Fails with [`CoreError::Exists`] when the storage has it already.
+    pub fn create(storage: &dyn Storage, options: CreateOptions) -> Result<Self, CoreError> {
+        let CreateOptions { manifest, writer, compat } = options;
+        let key = match manifest.signers.as_slice() {
+            [signer] if compat => *signer.public_key.as_bytes(),
+            _ if compat => return Err(CoreError::ManifestMismatch),
+            _ => manifest.key(),
+        };
+        let place = open_place(storage, &key)?;
+        if place.header()?.is_some() {
+            return Err(CoreError::Exists);
+        }
+        let options =
+            OpenOptions { manifest: Some(manifest), writer, blocks: BlockSource::Storage };
+        Self::open_in(place, key, options, None)
+    }
+
+    /// Opens the core with this key, or makes a place for it. Blocks on disk.
+    ///
+    /// Fails with [`CoreError::ManifestMismatch`] when a manifest does not hash to the key, with
+    /// [`CoreError::NotWritable`] when `writer` is not its signer, and with [`CoreError::MissingNode`]
+    /// or [`CoreError::Corrupt`] when what is stored is damaged.
+    pub fn open(storage: &dyn Storage, key: Hash, options: OpenOptions) -> Result<Self, CoreError> {
+        let file = match &options.blocks {
+            BlockSource::Storage => None,
+            BlockSource::File { path, block_size, access } => {
+                Some(BlockFile::new(path.clone(), *block_size, *access, None))
+            }
+        };
+        Self::open_in(open_place(storage, &key)?, key, options, file)
+    }
+
+    /// Makes or opens the core of a hashed file, with all its blocks, and returns when that is on disk.
+    ///
+    /// The file is read as long as it is what was hashed; afterwards reads fail with
+    /// [`CoreError::FileChanged`]. Cancelled, it may or may not be stored.
+    pub async fn open_static(storage: &dyn Storage, tree: &StaticTree) -> Result<Self, CoreError> {
+        let file =
+            BlockFile::new(tree.path.clone(), BLOCK_SIZE, FileAccess::Read, Some(tree.stamp));
+        let place = open_place(storage, &tree.key)?;
+        let complete = match place.header()? {
+            Some(header) if header.length == tree.length => {
+                Bitfield::from_pages(place.pages()?).contiguous() >= tree.length
+            }
+            _ => false,
+        };
+        if !complete {
+            place.commit(Arc::new(whole(tree))).await?;
+        }
+        let options = OpenOptions { manifest: Some(tree.manifest.clone()), ..Default::default() };
+        Self::open_in(place, tree.key, options, Some(file))
+    }
+
+    fn open_in(
+        place: Box<dyn CoreStorage>,
+        key: Hash,
+        options: OpenOptions,
+        file: Option<BlockFile>,
+    ) -> Result<Self, CoreError> {
+        let OpenOptions { manifest, writer, .. } = options;
+        let header = place.header()?;
+        let manifest = match header.as_ref().and_then(|header| header.manifest.as_ref()) {
+            Some(bytes) => Some(Manifest::decode(bytes)?),
+            None => manifest.or_else(|| writer.as_ref().and_then(|pair| compat_of(pair, &key))),
+        };
+        if let Some(manifest) = &manifest {
+            if !manifest.is_of(&key) {
+                return Err(CoreError::ManifestMismatch);
+            }
+            if let Some(pair) = &writer {
+                check_writer(manifest, pair)?;
+            }
+        } else if writer.is_some() {
+            return Err(CoreError::NotWritable);
+        }
+        let state = load(&*place, &key, header, manifest)?;
+        let (changes, _) = watch::channel(state.change());
+        let (durable, _) = watch::channel(Durable::default());
+        let inner = Inner {
+            key,
+            discovery_key: discovery_key(&key),
+            writer,
+            storage: place,
+            file,
+            state: Mutex::new(state),
+            changes,
+            committing: tokio::sync::Mutex::new(()),
+            upgrading: Mutex::new(()),
+            wake: Notify::new(),
+            durable,
+            appends: Mutex::new(Appends::default()),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+}
+
+fn open_place(storage: &dyn Storage, key: &Hash) -> Result<Box<dyn CoreStorage>, CoreError> {
+    storage.open(&discovery_key(key)).map_err(|error| match error.kind {
+        StorageErrorKind::AlreadyOpen => CoreError::AlreadyOpen,
+        _ => CoreError::Storage(error),
+    })
+}
+
+/// The manifest of a core from before manifests, which its writer knows.
+fn compat_of(pair: &KeyPair, key: &Hash) -> Option<Manifest> {
+    let public_key = pair.public_key();
+    (public_key.as_bytes() == key).then(|| Manifest::single(public_key))
+}
+
+fn check_writer(manifest: &Manifest, pair: &KeyPair) -> Result<(), CoreError> {
+    match manifest.signers.as_slice() {
+        [signer] if manifest.quorum == 1 && signer.public_key == pair.public_key() => Ok(()),
+        _ => Err(CoreError::NotWritable),
+    }
+}
+
+/// Reads what is stored and checks that it is whole: the roots must be what was signed.
+fn load(
+    place: &dyn CoreStorage,
+    key: &Hash,
+    header: Option<Header>,
+    manifest: Option<Manifest>,
+) -> Result<State, CoreError> {
+    let mut state = State {
+        fork: 0,
+        roots: Arc::default(),
+        signature: None,
+        manifest: manifest.map(Known::new),
+        bits: Bitfield::default(),
+        pending: Pending::default(),
+        flushing: None,
+        sequence: 0,
+        committer: false,
+        failure: None,
+        closed: false,
+    };
+    let Some(header) = header else { return Ok(state) };
+    if header.key != *key {
+        return Err(CoreError::Corrupt("another core has this place"));
+    }
+    if header.length > MAX_LENGTH {
+        return Err(CoreError::Corrupt("length"));
+    }
+    let roots = Roots::load(header.length, &Stored(place))?;
+    if roots.byte_length != header.byte_length {
+        return Err(CoreError::Corrupt("length in bytes"));
+    }
+    if roots.length > 0 {
+        let Some(known) = &state.manifest else { return Err(CoreError::Corrupt("manifest")) };
+        let batch = Batch::new(roots.clone());
+        let signature = header.signature.as_deref();
+        if !Verifier::new(key, &known.manifest).verify(&batch, header.fork, signature) {
+            return Err(CoreError::Corrupt("the tree is not what was signed"));
+        }
+    }
+    state.bits = Bitfield::from_pages(place.pages()?);
+    if state.bits.next_present(roots.length).is_some() {
+        return Err(CoreError::Corrupt("bitfield"));
+    }
+    state.fork = header.fork;
+    state.signature = header.signature;
+    state.roots = Arc::new(roots);
+    Ok(state)
+}
+
+/// What storing a whole static core takes.
+fn whole(tree: &StaticTree) -> Commit {
+    let mut bits = Bitfield::default();
+    bits.insert_range(0, tree.length);
+    Commit {
+        header: Some(Header {
+            key: tree.key,
+            manifest: Some(tree.manifest.encode().into()),
+            fork: 0,
+            length: tree.length,
+            byte_length: tree.byte_length,
+            signature: None,
+        }),
+        nodes: tree.nodes.clone(),
+        blocks: Vec::new(),
+        removed_blocks: Vec::new(),
+        pages: bits.into_pages().collect(),
+        survives: Survives::Power,
+    }
+}
+
+struct Stored<'a>(&'a dyn CoreStorage);
+
+impl Nodes for Stored<'_> {
+    fn node(&self, index: u64) -> Result<Option<Node>, CoreError> {
+        self.0.node(index).map_err(|error: StorageError| error.into())
+    }
+}

@@ -1,0 +1,220 @@
+//! Reading blocks, and answering requests.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::state::Inner;
+use super::{Core, FileAccess, Position};
+use crate::hypercore::error::CoreError;
+use crate::hypercore::messages::{Data, Node, Request};
+use crate::hypercore::proof::Proven;
+use crate::hypercore::storage::MAX_BLOCK_BYTES;
+use crate::hypercore::tree::{Nodes, Roots};
+use crate::hypercore::{flat_tree, node, seek};
+use crate::sync::lock;
+
+use std::sync::Arc;
+
+impl Core {
+    /// A block, or `None` when it is not here. It is checked against the tree, so damage is an error:
+    /// [`CoreError::MissingBlock`], [`CoreError::CorruptBlock`] or [`CoreError::FileChanged`].
+    pub fn get(&self, index: u64) -> Result<Option<Bytes>, CoreError> {
+        let pending = {
+            let state = lock(&self.inner.state);
+            state.check()?;
+            if !state.bits.has(index) {
+                return Ok(None);
+            }
+            state.block(index)
+        };
+        match pending {
+            Some(block) => Ok(Some(block)),
+            None => self.inner.stored_block(index).map(Some),
+        }
+    }
+
+    /// Blocks from the start of `range`, up to the first that is not here, its end, or `max_bytes`
+    /// (but at least one). Checked as in [`Core::get`].
+    pub fn range(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Bytes>, CoreError> {
+        let end = self.locked(|state| {
+            state.check()?;
+            Ok::<_, CoreError>(range.end.min(state.bits.next_missing(range.start)))
+        })?;
+        let mut out: Vec<Bytes> = Vec::new();
+        let mut left = max_bytes;
+        let mut at = range.start;
+        while at < end && (left > 0 || out.is_empty()) {
+            let pending = self.locked(|state| state.block(at));
+            let blocks = match pending {
+                Some(block) => vec![(at, block)],
+                None if self.inner.file.is_some() => vec![(at, self.inner.stored_block(at)?)],
+                None => self.inner.storage.blocks(at, end, left)?,
+            };
+            let before = at;
+            for (index, block) in blocks {
+                if index != at {
+                    break;
+                }
+                if block.len() > left && !out.is_empty() {
+                    return Ok(out);
+                }
+                self.inner.check_block(index, &block)?;
+                left = left.saturating_sub(block.len());
+                out.push(block);
+                at += 1;
+            }
+            if at == before {
+                return Err(CoreError::MissingBlock(at));
+            }
+        }
+        Ok(out)
+    }
+
+    /// Answers a request, or `None` when what it asks for is not here (npm: `noData`). The answer's
+    /// `request` is the request's `id`.
+    ///
+    /// [`CoreError::InvalidRequest`] means that no honest peer asks this. Other errors are local
+    /// damage, or a file that changed.
+    pub fn prove(&self, request: &Request) -> Result<Option<Data>, CoreError> {
+        let inner = &*self.inner;
+        let (fork, roots, signature, known, has, whole) = {
+            let state = lock(&inner.state);
+            state.check()?;
+            let has = request.block.is_none_or(|block| state.bits.has(block.index));
+            let whole = state.bits.contiguous() >= state.roots.length;
+            let roots = Arc::clone(&state.roots);
+            (state.fork, roots, state.signature.clone(), state.manifest.clone(), has, whole)
+        };
+        let compat = known.as_ref().is_some_and(|known| known.manifest.is_compat(&inner.key));
+        let manifest =
+            known.as_ref().filter(|_| request.manifest && !compat).map(|known| known.bytes.clone());
+        let only_manifest = |manifest: Option<Bytes>| {
+            let manifest = Some(manifest?);
+            Some(Data { request: request.id, fork, manifest, ..Data::default() })
+        };
+        if request.fork != fork || !has {
+            return Ok(only_manifest(manifest));
+        }
+        let proven = Proven {
+            fork,
+            roots: &roots,
+            signature: signature.as_ref(),
+            prologue: known.as_ref().and_then(|known| known.manifest.prologue.as_ref()),
+            nodes: inner,
+        };
+        let mut data = match proven.prove(request) {
+            Ok(data) => data,
+            // What is known of the tree is not all of it.
+            Err(CoreError::MissingNode(_)) if !whole && request.block.is_none() => {
+                return Ok(only_manifest(manifest));
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(block) = &mut data.block {
+            match self.get(block.index)? {
+                Some(value) => block.value = value,
+                None => return Ok(only_manifest(manifest)),
+            }
+        }
+        data.manifest = manifest;
+        let empty = data.block.is_none()
+            && data.hash.is_none()
+            && data.seek.is_none()
+            && data.upgrade.is_none()
+            && data.manifest.is_none();
+        Ok((!empty).then_some(data))
+    }
+
+    /// How many levels above tree node `index` nothing is known: `nodes` of a request for it. 0 when
+    /// it is behind the end.
+    pub fn missing_nodes(&self, index: u64) -> Result<u64, CoreError> {
+        let head = self.locked(|state| 2 * state.roots.length);
+        if flat_tree::right_span(index) >= head {
+            return Ok(0);
+        }
+        let mut missing = 0;
+        let mut at = index;
+        while !flat_tree::contains(at, head) && self.inner.node(at)?.is_none() {
+            missing += 1;
+            at = flat_tree::parent(at);
+        }
+        Ok(missing)
+    }
+
+    /// Whether an upgrade from `length` can be proven.
+    pub fn can_upgrade_from(&self, length: u64) -> Result<bool, CoreError> {
+        if length > self.length() {
+            return Ok(false);
+        }
+        for index in flat_tree::roots(length) {
+            if self.inner.node(index)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Where the byte at `offset` is.
+    pub fn seek(&self, offset: u64) -> Result<Position, CoreError> {
+        let roots = self.locked(|state| Arc::clone(&state.roots));
+        Ok(match seek::position(&roots, offset, &*self.inner)? {
+            None => Position::End,
+            Some((at, offset)) if at & 1 == 0 => Position::Block { index: at / 2, offset },
+            Some((at, _)) => Position::Between {
+                start: flat_tree::left_span(at) / 2,
+                end: flat_tree::length_through(at),
+            },
+        })
+    }
+
+    /// How many bytes are in the blocks before `index`, which must be here or be the length.
+    pub fn byte_offset(&self, index: u64) -> Result<u64, CoreError> {
+        let roots = self.locked(|state| Arc::clone(&state.roots));
+        let index = index.checked_mul(2).ok_or(CoreError::InvalidRequest("position"))?;
+        seek::byte_offset(&roots, index, &*self.inner)
+    }
+
+    /// The tree hash.
+    #[must_use]
+    pub fn tree_hash(&self) -> crate::crypto::Hash {
+        self.locked(|state| Arc::clone(&state.roots)).hash()
+    }
+
+    /// The roots of the tree, left to right.
+    #[must_use]
+    pub fn roots(&self) -> Vec<Node> {
+        Roots::clone(&self.locked(|state| Arc::clone(&state.roots))).nodes
+    }
+}
+
+impl Inner {
+    /// A block from disk, checked.
+    pub(super) fn stored_block(&self, index: u64) -> Result<Bytes, CoreError> {
+        let leaf = self.expect(2 * index)?;
+        let block = match &self.file {
+            None => self.storage.block(index)?.ok_or(CoreError::MissingBlock(index))?,
+            Some(file) => {
+                let size = usize::try_from(leaf.size).ok().filter(|size| *size <= MAX_BLOCK_BYTES);
+                let size = size.ok_or(CoreError::Corrupt("size of a block"))?;
+                file.read(index, size)?.into()
+            }
+        };
+        self.check_leaf(index, &block, &leaf)?;
+        Ok(block)
+    }
+
+    fn check_block(&self, index: u64, block: &[u8]) -> Result<(), CoreError> {
+        self.check_leaf(index, block, &self.expect(2 * index)?)
+    }
+
+    fn check_leaf(&self, index: u64, block: &[u8], leaf: &Node) -> Result<(), CoreError> {
+        if node::leaf(index, block).hash == leaf.hash {
+            return Ok(());
+        }
+        match &self.file {
+            Some(file) if file.access() == FileAccess::Read => Err(CoreError::FileChanged),
+            _ => Err(CoreError::CorruptBlock(index)),
+        }
+    }
+}
