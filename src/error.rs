@@ -63,6 +63,8 @@ codes! {
     InvalidState = 42, "ERR_INVALID_STATE";
     /// A limit of `design.md` was reached.
     LimitExceeded = 43, "ERR_LIMIT_EXCEEDED";
+    /// The transfer was withdrawn by either side.
+    Cancelled = 44, "ERR_CANCELLED";
     /// The disk is full.
     DiskFull = 50, "ERR_DISK_FULL";
     /// Stored data is damaged.
@@ -73,6 +75,14 @@ codes! {
     Network = 53, "ERR_NETWORK";
     /// A defect of this library.
     Internal = 90, "ERR_INTERNAL";
+}
+
+impl ErrorCode {
+    /// Reads what [`ErrorCode::as_str`] wrote.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|code| code.as_str() == text)
+    }
 }
 
 impl fmt::Display for ErrorCode {

@@ -10,7 +10,7 @@ use super::message::BookCore;
 use super::progress::Progress;
 use super::state::{Direction, State};
 use crate::crypto::{PublicKey, random};
-use crate::error::ErrorCode;
+use crate::error::{Error, ErrorCode, Result};
 use crate::time::now_ms;
 
 /// A transfer as the API shows it.
@@ -41,6 +41,26 @@ pub struct TransferInfo {
     pub created_at: u64,
     /// When its state last changed, in Unix milliseconds.
     pub updated_at: u64,
+}
+
+impl TransferInfo {
+    /// Itself when the book is whole, or on its way still; else what ended it, as an error.
+    ///
+    /// # Errors
+    ///
+    /// `ERR_DENIED`, `ERR_CANCELLED`, or the code of what made it fail.
+    pub fn outcome(self) -> Result<Self> {
+        let (code, default) = match self.state {
+            State::Denied => (ErrorCode::Denied, "the other server denied the book"),
+            State::Cancelled => (ErrorCode::Cancelled, "the transfer was cancelled"),
+            State::Failed => {
+                let code = self.error.as_deref().and_then(ErrorCode::parse);
+                (code.unwrap_or(ErrorCode::Internal), "the transfer failed")
+            }
+            _ => return Ok(self),
+        };
+        Err(Error::new(code, self.reason.unwrap_or_else(|| default.to_owned())))
+    }
 }
 
 /// A transfer as the database has it.
@@ -151,4 +171,21 @@ impl Record {
 /// 128 random bits as 26 z32 characters: an id that is also a safe file name.
 fn new_id() -> String {
     z32::encode(&random::<16>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transfer_that_ended_badly_is_an_error_with_its_code() {
+        let peer = crate::crypto::KeyPair::from_seed(&[1; 32]).public_key();
+        let record = Record::incoming(peer, "b".into(), Description::default(), None);
+        let ended = |state, error| Record { state, error, ..record.clone() }.info().outcome();
+        assert_eq!(ended(State::Denied, None).unwrap_err().code, ErrorCode::Denied);
+        assert_eq!(ended(State::Cancelled, None).unwrap_err().code, ErrorCode::Cancelled);
+        let full = Some(ErrorCode::DiskFull);
+        assert_eq!(ended(State::Failed, full).unwrap_err().code, ErrorCode::DiskFull);
+        assert!(ended(State::Completed, None).is_ok());
+    }
 }
