@@ -4,6 +4,7 @@
 
 mod dht;
 mod replicate;
+mod stream;
 mod udx;
 
 fn main() {
@@ -11,6 +12,7 @@ fn main() {
     let outcome = match arguments.next().as_deref() {
         Some("dht") => dht::run(arguments),
         Some("replicate") => replicate::main(),
+        Some("stream") => stream::run(arguments),
         Some("udx") => udx::run(arguments),
         Some(other) => {
             eprintln!("unknown subcommand {other}");
