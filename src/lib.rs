@@ -9,6 +9,7 @@ pub mod events;
 pub mod hypercore;
 pub mod hyperdht;
 pub mod identity;
+pub mod node;
 pub mod peers;
 pub mod protomux;
 pub mod secret_stream;

@@ -1,0 +1,340 @@
+//! The node: opens every layer over one data directory, joins them, and closes them again.
+
+mod options;
+mod status;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use options::{Limits, NodeOptions};
+pub use status::{Layer, Status};
+
+use crate::catalog::{Catalog, CatalogOptions};
+use crate::crypto::PublicKey;
+use crate::discovery::Discovery;
+use crate::error::{Error, ErrorCode, Result};
+use crate::events::{EventKind, Events, PeerChange};
+use crate::hypercore::Storage;
+use crate::hypercore::replicator::Replicator;
+use crate::hyperdht::HyperDht;
+use crate::identity::{DataDirLock, Identity};
+use crate::peers::{Connections, Peers, check_nickname};
+use crate::store::Database;
+use crate::transfer::message::{Hello, VERSION};
+use crate::transfer::{PeerRules, Policy, TransferOptions, Transfers};
+
+/// One running endpoint over one data directory. Clones share it.
+///
+/// Dropping the last clone stops the network at some later moment; [`Node::close`] ends it in order.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    data_dir: PathBuf,
+    identity: Identity,
+    database: Database,
+    events: Events,
+    peers: Peers,
+    catalog: Catalog,
+    transfers: Transfers,
+    network: Option<Network>,
+    tasks: Tasks,
+    is_closing: AtomicBool,
+    closed: OnceCell<()>,
+    /// Given up last: another process may open the directory then.
+    lock: std::sync::Mutex<Option<DataDirLock>>,
+}
+
+/// What there is when the DHT is switched on.
+struct Network {
+    dht: HyperDht,
+    connections: Connections,
+    discovery: Discovery,
+}
+
+/// What runs beside the layers.
+#[derive(Default)]
+struct Tasks {
+    cancel: CancellationToken,
+    tracker: TaskTracker,
+}
+
+impl Node {
+    /// Opens the node: makes the data directory and the identity at the first start, takes up what an
+    /// earlier run left, and goes online in the background. Needs a tokio runtime. Not cancel safe: a
+    /// cancelled call may leave the directory locked until the process ends.
+    ///
+    /// # Errors
+    ///
+    /// `ERR_LOCKED` when another process has the directory; `ERR_INVALID_ARGUMENT` for a bad option;
+    /// `ERR_CORRUPT` when the key pair, the database or the own feed is damaged; `ERR_NETWORK` when no
+    /// socket can be bound; `ERR_IO`, `ERR_DISK_FULL`.
+    pub async fn open(options: NodeOptions) -> Result<Self> {
+        let nickname = options.nickname.as_deref().map(check_nickname).transpose()?.flatten();
+        make_private(&options.data_dir)?;
+        let lock = DataDirLock::acquire(&options.data_dir)?;
+        let identity = Identity::open(&options.data_dir)?;
+        let dht_options = options.dht(&identity)?;
+        let database = Database::open(&options.data_dir.join("p2p.db"))?;
+        let events = Events::open(&database).await?;
+        let peers = Peers::open(&database, identity.public_key(), &events).await?;
+        let storage: Arc<dyn Storage> = Arc::new(crate::hypercore::MemoryStorage::new());
+        let replicator = Replicator::new();
+        let catalog = Catalog::open(CatalogOptions {
+            database: database.clone(),
+            storage: Arc::clone(&storage),
+            replicator: replicator.clone(),
+            key_pair: identity.key_pair().clone(),
+            events: events.clone(),
+        })
+        .await?;
+        let tasks = Tasks::default();
+        tasks.forget_removed(&peers, &catalog, &events);
+        let hello = Hello {
+            version: VERSION,
+            nickname,
+            feed_key: Some(catalog.key()),
+            features: Vec::new(),
+        };
+        let transfers = Transfers::open(TransferOptions {
+            database: database.clone(),
+            storage,
+            replicator: replicator.clone(),
+            library: Arc::new(catalog.clone()),
+            peers: Arc::new(Rules { peers: peers.clone(), policy: options.policy }),
+            events: events.clone(),
+            data_dir: options.data_dir.clone(),
+            books_dir: options.books_dir.clone().unwrap_or_else(|| options.data_dir.join("books")),
+            limits: options.limits.into(),
+            hello: Arc::new(move || hello.clone()),
+            on_hello: tasks.on_hello(&peers, &catalog),
+        })
+        .await?;
+        let network = if options.discovery.dht {
+            let dht = HyperDht::bind(dht_options).map_err(|error| {
+                let message = format!(
+                    "no UDP socket could be opened: {error}; choose another host or port, or free it"
+                );
+                Error::new(ErrorCode::Network, message)
+            })?;
+            let connections = {
+                let transfers = transfers.clone();
+                Connections::start(
+                    &dht,
+                    &identity,
+                    &peers,
+                    Arc::new(move |connection| {
+                        replicator.attach(&connection.mux);
+                        transfers.attach(&connection.mux);
+                    }),
+                )?
+            };
+            let discovery =
+                Discovery::start(&dht, &identity, &peers, &connections, options.discovery);
+            Some(Network { dht, connections, discovery })
+        } else {
+            None
+        };
+        tracing::info!(key = identity.public_key().short(), "the node is open");
+        Ok(Self {
+            inner: Arc::new(Inner {
+                data_dir: options.data_dir,
+                identity,
+                database,
+                events,
+                peers,
+                catalog,
+                transfers,
+                network,
+                tasks,
+                is_closing: AtomicBool::new(false),
+                closed: OnceCell::new(),
+                lock: std::sync::Mutex::new(Some(lock)),
+            }),
+        })
+    }
+
+    /// Who this server is. Also after the node was closed.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.inner.identity
+    }
+
+    /// The other servers.
+    #[must_use]
+    pub fn peers(&self) -> &Peers {
+        &self.inner.peers
+    }
+
+    /// The books on offer, here and at the peers.
+    #[must_use]
+    pub fn catalog(&self) -> &Catalog {
+        &self.inner.catalog
+    }
+
+    /// The books on their way.
+    #[must_use]
+    pub fn transfers(&self) -> &Transfers {
+        &self.inner.transfers
+    }
+
+    /// What happens.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.inner.events
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn data_dir(&self) -> &Path {
+        &self.inner.data_dir
+    }
+
+    /// The live connections; `None` when the DHT is switched off.
+    #[must_use]
+    pub fn connections(&self) -> Option<&Connections> {
+        self.inner.network.as_ref().map(|network| &network.connections)
+    }
+
+    /// The DHT node; `None` when the DHT is switched off.
+    #[must_use]
+    pub fn dht(&self) -> Option<&HyperDht> {
+        self.inner.network.as_ref().map(|network| &network.dht)
+    }
+
+    /// What works and what does not, for a person.
+    ///
+    /// # Errors
+    ///
+    /// `ERR_CLOSED` after [`Node::close`].
+    pub fn status(&self) -> Result<Status> {
+        self.check_open()?;
+        Ok(status::of(self))
+    }
+
+    /// Fails with `ERR_CLOSED` once the node is closing.
+    pub fn check_open(&self) -> Result<()> {
+        if self.inner.is_closing.load(Ordering::Acquire) { Err(Error::closed()) } else { Ok(()) }
+    }
+
+    /// Closes everything in order: peers hear that this server goes, transfers stop where they are and
+    /// go on at the next start, and all that was acknowledged is on disk. Calls in flight end with
+    /// `ERR_CLOSED`. Idempotent; every caller returns when it is done. Cancelled, it goes on when it is
+    /// called again.
+    pub async fn close(&self) {
+        self.inner.is_closing.store(true, Ordering::Release);
+        self.inner.closed.get_or_init(|| self.inner.close()).await;
+    }
+}
+
+impl Inner {
+    async fn close(&self) {
+        if let Some(network) = &self.network {
+            network.discovery.close().await;
+            network.connections.close().await;
+            network.dht.close().await;
+        }
+        self.transfers.close().await;
+        self.tasks.close().await;
+        self.catalog.close().await;
+        self.peers.close().await;
+        self.events.close();
+        let database = self.database.clone();
+        if tokio::task::spawn_blocking(move || database.close()).await.is_err() {
+            tracing::error!("the database did not close");
+        }
+        crate::sync::lock(&self.lock).take();
+        tracing::info!(key = self.identity.public_key().short(), "the node is closed");
+    }
+}
+
+impl Tasks {
+    /// What to do when a peer says who it is: remember its name, follow its feed.
+    fn on_hello(
+        &self,
+        peers: &Peers,
+        catalog: &Catalog,
+    ) -> Arc<dyn Fn(PublicKey, Hello) + Send + Sync> {
+        let (peers, catalog) = (peers.clone(), catalog.clone());
+        let (tracker, cancel) = (self.tracker.clone(), self.cancel.clone());
+        Arc::new(move |peer, hello| {
+            let (peers, catalog, cancel) = (peers.clone(), catalog.clone(), cancel.clone());
+            tracker.spawn(async move {
+                cancel.run_until_cancelled(learn(&peers, &catalog, peer, hello)).await;
+            });
+        })
+    }
+
+    /// Drops the catalog of every peer that is removed.
+    fn forget_removed(&self, peers: &Peers, catalog: &Catalog, events: &Events) {
+        let (peers, catalog) = (peers.clone(), catalog.clone());
+        let mut changes = events.subscribe(None);
+        let cancel = self.cancel.clone();
+        self.tracker.spawn(async move {
+            while let Some(Some(event)) = cancel.run_until_cancelled(changes.next()).await {
+                let EventKind::PeerChanged { peer, change: PeerChange::Removed } = event.kind
+                else {
+                    continue;
+                };
+                let Some(key) = PublicKey::from_z32(&peer) else { continue };
+                if peers.get(&key).is_none()
+                    && let Err(error) = catalog.forget(key).await
+                {
+                    tracing::warn!(peer = key.short(), %error, "a catalog was not forgotten");
+                }
+            }
+        });
+    }
+
+    async fn close(&self) {
+        self.cancel.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+}
+
+async fn learn(peers: &Peers, catalog: &Catalog, peer: PublicKey, hello: Hello) {
+    let learned = peers.learn(&peer, hello.nickname.as_deref(), hello.feed_key).await;
+    let followed = match (&learned, hello.feed_key) {
+        (Ok(()), Some(feed_key)) => catalog.set_feed(peer, feed_key).await,
+        _ => Ok(()),
+    };
+    if let Err(error) = learned.and(followed) {
+        tracing::warn!(peer = peer.short(), %error, "what a peer says of itself was not taken over");
+    }
+}
+
+/// What transfers ask about peers.
+struct Rules {
+    peers: Peers,
+    policy: Policy,
+}
+
+impl PeerRules for Rules {
+    fn is_approved(&self, peer: &PublicKey) -> bool {
+        self.peers.is_approved(peer)
+    }
+
+    fn policy(&self, peer: &PublicKey) -> Policy {
+        self.peers.policy(peer).unwrap_or(self.policy)
+    }
+}
+
+/// Makes the folder, for its owner only.
+fn make_private(folder: &Path) -> Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder).map_err(|error| {
+        let message = format!("the data directory {} cannot be made: {error}", folder.display());
+        Error::new(Error::from(error).code, message)
+    })
+}

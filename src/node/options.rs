@@ -1,0 +1,133 @@
+//! How a node is opened.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::discovery::{self, DiscoveryOptions};
+use crate::error::{Error, ErrorCode, Result};
+use crate::hyperdht::DhtOptions;
+use crate::identity::Identity;
+use crate::transfer::{Policy, TransferLimits};
+
+/// How a node is opened. Start from [`NodeOptions::new`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeOptions {
+    /// The folder with everything the node keeps; made when it is missing.
+    pub data_dir: PathBuf,
+    /// Ways into the DHT, as `host:port` or `address@host:port`; the public HyperDHT when absent. An
+    /// empty list makes a network of its own.
+    #[serde(default)]
+    pub bootstrap: Option<Vec<String>>,
+    /// The address to listen on; all IPv4 addresses when absent.
+    #[serde(default)]
+    pub host: Option<String>,
+    /// The UDP port to listen on; hyperdht's 49737, or one near it, when absent. 0 for any.
+    #[serde(default)]
+    pub port: Option<u16>,
+    /// How other servers are found.
+    #[serde(default)]
+    pub discovery: DiscoveryOptions,
+    /// Limits on what peers may use.
+    #[serde(default)]
+    pub limits: Limits,
+    /// What happens when a peer asks for a book, unless the peer has a policy of its own.
+    #[serde(default)]
+    pub policy: Policy,
+    /// What this server calls itself towards its peers.
+    #[serde(default)]
+    pub nickname: Option<String>,
+    /// Where received books go unless the request says otherwise; `books` in the data directory when
+    /// absent.
+    #[serde(default)]
+    pub books_dir: Option<PathBuf>,
+}
+
+/// Limits on what each peer may use. Absent ones have their defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Limits {
+    /// Requests that a peer may have open here, and this server there. 16 by default.
+    pub open_requests: usize,
+    /// Books that flow to one peer at once; further ones wait. 8 by default.
+    pub transfers_at_once: usize,
+    /// The largest book, in bytes. 4 GiB by default.
+    pub book_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let TransferLimits { open_requests, transfers_at_once, book_bytes } =
+            TransferLimits::default();
+        Self { open_requests, transfers_at_once, book_bytes }
+    }
+}
+
+impl From<Limits> for TransferLimits {
+    fn from(limits: Limits) -> Self {
+        let Limits { open_requests, transfers_at_once, book_bytes } = limits;
+        Self { open_requests, transfers_at_once, book_bytes }
+    }
+}
+
+impl NodeOptions {
+    /// The defaults over this data directory.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            bootstrap: None,
+            host: None,
+            port: None,
+            discovery: DiscoveryOptions::default(),
+            limits: Limits::default(),
+            policy: Policy::default(),
+            nickname: None,
+            books_dir: None,
+        }
+    }
+
+    /// The DHT node these options ask for.
+    pub(super) fn dht(&self, identity: &Identity) -> Result<DhtOptions> {
+        let mut options = DhtOptions {
+            bootstrap: discovery::bootstrap_nodes(self.bootstrap.as_deref())?,
+            key_pair: identity.key_pair().clone(),
+            ..DhtOptions::default()
+        };
+        if let Some(host) = &self.host {
+            options.host = host.parse::<IpAddr>().map_err(|_| {
+                let message =
+                    format!("host is {host:?}: give the IP address to listen on, such as 0.0.0.0");
+                Error::new(ErrorCode::InvalidArgument, message)
+            })?;
+        }
+        if let Some(port) = self.port {
+            options.port = port;
+        }
+        Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_with_a_data_directory_alone_gives_the_defaults() {
+        let read: NodeOptions = serde_json::from_str(r#"{"dataDir": "/data"}"#).unwrap();
+        assert_eq!(
+            serde_json::to_value(read).unwrap(),
+            serde_json::to_value(NodeOptions::new("/data")).unwrap()
+        );
+    }
+
+    #[test]
+    fn a_host_that_is_no_address_is_named_in_the_error() {
+        let identity = Identity::from_key_pair(crate::crypto::KeyPair::generate());
+        let options = NodeOptions { host: Some("example.org".into()), ..NodeOptions::new("/data") };
+        let error = options.dht(&identity).unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidArgument);
+        assert!(error.message.contains("example.org"));
+    }
+}
