@@ -116,6 +116,17 @@ impl Storage for MemoryStorage {
             stored: Arc::clone(shared.cores.entry(*discovery_key).or_default()),
         }))
     }
+
+    fn remove(&self, discovery_key: &Hash) -> Committing {
+        let mut shared = lock(&self.shared);
+        let outcome = if shared.open.contains(discovery_key) {
+            Err(StorageError::new(StorageErrorKind::AlreadyOpen, "the core is open"))
+        } else {
+            shared.cores.remove(discovery_key);
+            Ok(())
+        };
+        Box::pin(std::future::ready(outcome))
+    }
 }
 
 impl CoreStorage for Place {

@@ -108,6 +108,8 @@ pub trait Storage: Send + Sync {
     /// Opens the place of one core, whether or not anything is stored there yet. Fails with
     /// [`StorageErrorKind::AlreadyOpen`] until an earlier handle was dropped or closed.
     fn open(&self, discovery_key: &Hash) -> Result<Box<dyn CoreStorage>>;
+    /// Removes all that is stored of a core, which must not be open. Removing nothing is no error.
+    fn remove(&self, discovery_key: &Hash) -> Committing;
 }
 
 /// The place of one core. Reads may block on disk for a moment; they see acknowledged commits.

@@ -6,6 +6,7 @@
 //! power loss. Reads run on the caller's thread over a small pool of read-only connections and see
 //! every acknowledged write.
 
+mod cores;
 mod schema;
 
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorCode};
 use crate::sync::lock;
+
+pub use cores::CoreStore;
 
 /// How many writes may wait for the writer thread; further callers wait (their future stays pending).
 const WRITE_QUEUE: usize = 1024;

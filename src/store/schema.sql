@@ -101,3 +101,33 @@ CREATE TABLE knocks (
   count      INTEGER NOT NULL,
   address    TEXT
 ) STRICT, WITHOUT ROWID;
+
+-- cores: logs, their own and peers'.
+CREATE TABLE cores (
+  id            INTEGER PRIMARY KEY,
+  discovery_key BLOB NOT NULL UNIQUE,
+  key           BLOB NOT NULL,
+  manifest      BLOB, -- as on the wire; NULL until it is known
+  fork          INTEGER NOT NULL,
+  length        INTEGER NOT NULL, -- blocks
+  byte_length   INTEGER NOT NULL,
+  signature     BLOB -- as on the wire; NULL for static cores
+) STRICT;
+
+-- place = core << 40 | block. Keyed by one integer, rows lie in order and are found fastest.
+CREATE TABLE core_blocks (
+  place INTEGER PRIMARY KEY,
+  bytes BLOB NOT NULL
+) STRICT;
+
+-- place = core << 40 | tree index / 96; 40 bytes a node: size (u64, little-endian) and hash, or zeros.
+CREATE TABLE core_nodes (
+  place INTEGER PRIMARY KEY,
+  nodes BLOB NOT NULL
+) STRICT;
+
+-- place = core << 40 | block / 8192; a bit a block, in little-endian words of 64.
+CREATE TABLE core_bits (
+  place INTEGER PRIMARY KEY,
+  bits  BLOB NOT NULL
+) STRICT;
