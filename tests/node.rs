@@ -41,20 +41,23 @@ async fn two_servers_pair_browse_and_share_a_book() {
     let lender = Node::open(options(left.path(), &testnet)).await.unwrap();
     let reader = Node::open(options(right.path(), &testnet)).await.unwrap();
 
-    let bytes: Vec<u8> = (0..3_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let bytes: Vec<u8> =
+        (0..3_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let file = left.path().join("a book.epub");
     std::fs::write(&file, &bytes).unwrap();
     let json = serde_json::json!({
         "id": "book-1", "title": "A Book", "author": "Somebody", "format": "epub", "sizeBytes": bytes.len(),
     });
-    let book = Book { entry: serde_json::from_value(json).unwrap(), source: Some(BookSource::Path(file)) };
+    let book =
+        Book { entry: serde_json::from_value(json).unwrap(), source: Some(BookSource::Path(file)) };
     lender.catalog().publish(vec![book]).await.unwrap();
 
     let add = AddOptions::default();
     reader.peers().add(&lender.identity().invite_link(Some("lender")), add.clone()).await.unwrap();
     lender.peers().add(&reader.identity().public_key_text(), add).await.unwrap();
     let key = lender.identity().public_key();
-    until(&reader, "the lender to be online", |node| node.peers().get(&key).unwrap().is_online).await;
+    until(&reader, "the lender to be online", |node| node.peers().get(&key).unwrap().is_online)
+        .await;
     until(&reader, "the catalog", |node| {
         node.catalog().of(key).list(&ListOptions::default()).unwrap().total == 1
     })

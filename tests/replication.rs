@@ -268,8 +268,12 @@ async fn violation(messages: Vec<(u32, Bytes)>) -> Violation {
     let (writer, reader) = (Node::new(), Node::new());
     let core = writer.writer(10).await;
     reader.fetch(core.key());
-    let mut events = reader.replicator.events();
-    let (mux, channel) = by_hand(&reader, core.key(), true).await;
+    violation_of(&reader, core.key(), messages).await
+}
+
+async fn violation_of(node: &Node, key: &Hash, messages: Vec<(u32, Bytes)>) -> Violation {
+    let mut events = node.replicator.events();
+    let (mux, channel) = by_hand(node, key, true).await;
     for (kind, bytes) in messages {
         let _ = channel.send(kind, &bytes).await;
     }
@@ -306,7 +310,10 @@ async fn requests_without_end_close_the_connection() {
         };
         (kind::REQUEST, Message::Request(request).encode())
     });
-    let violation = violation(nonsense.collect()).await;
+    let node = Node::new();
+    let core = node.writer(10).await;
+    node.serve(&core);
+    let violation = violation_of(&node, core.key(), nonsense.collect()).await;
     let expected = [Violation::InvalidRequests, Violation::TooManyRequests];
     assert!(expected.contains(&violation), "{violation}");
 }
