@@ -159,7 +159,7 @@ impl Connector {
         )
         .await?;
         self.remember(&answer, &payload);
-        Ok(Established { raw, session, remote }.into_connection(inner.keep_alive))
+        Ok(inner.adopt(Established { raw, session, remote }))
     }
 
     /// Keeps the nodes that reach the peer for the next time.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::crypto::PublicKey;
-use crate::secret_stream::{SecretStream, Session};
+use crate::secret_stream::{SecretStream, Session, StreamOptions};
 use crate::udx::{StreamHandle, UdxStream};
 
 /// An encrypted connection to a peer whose key is proved.
@@ -46,11 +46,13 @@ pub(crate) struct Established {
 }
 
 impl Established {
-    pub(crate) fn into_connection(self, _keep_alive: Duration) -> Connection {
+    pub(crate) fn into_connection(self, keep_alive: Duration) -> Connection {
+        let mut options = StreamOptions::default();
+        options.keep_alive = Some(keep_alive);
         let udx = self.raw.handle();
         let initiator = self.session.is_initiator;
         Connection {
-            stream: SecretStream::new(self.raw, self.session),
+            stream: SecretStream::with_options(self.raw, self.session, options),
             udx,
             remote: self.remote,
             initiator,

@@ -10,7 +10,7 @@ use tokio::time::MissedTickBehavior;
 use super::addresses::LocalAddresses;
 use super::cache::ExpiringMap;
 use super::connect::Connector;
-use super::connection::Connection;
+use super::connection::{Connection, Established};
 use super::error::{AnnounceError, ConnectError, ListenError};
 use super::messages::commands;
 use super::options::{ConnectOptions, DhtOptions, Firewall, JoinOptions};
@@ -25,7 +25,7 @@ use super::store::{Store, Stored, target_of};
 use super::topic::{self, Announcement, Topic};
 use crate::crypto::{KeyPair, PublicKey};
 use crate::sync::lock;
-use crate::udx::Udx;
+use crate::udx::{StreamHandle, Udx};
 
 /// How long the nodes that led to a peer are remembered, and of how many peers.
 const ROUTE_AGE: Duration = Duration::from_secs(60 * 60);
@@ -54,9 +54,11 @@ pub(crate) struct Inner {
     pub relay_limit: Mutex<RateLimit>,
     /// Where peers were reached before.
     pub routes: Mutex<ExpiringMap<Vec<SocketAddr>>>,
-    pub keep_alive: Duration,
+    keep_alive: Duration,
     key_pair: KeyPair,
     servers: Mutex<HashMap<NodeId, Arc<ServerShared>>>,
+    /// Open connections' streams, by id, to be ended with the node.
+    streams: Mutex<HashMap<u32, StreamHandle>>,
     local: LocalAddresses,
 }
 
@@ -122,6 +124,7 @@ impl HyperDht {
             keep_alive: options.keep_alive,
             key_pair: options.key_pair,
             servers: Mutex::default(),
+            streams: Mutex::default(),
             local: LocalAddresses::default(),
         });
         for socket in sockets {
@@ -280,8 +283,8 @@ impl HyperDht {
         Topic::join(Arc::clone(&self.handle), *topic, options)
     }
 
-    /// Closes the node: servers unannounce (for at most 2 s), then sockets and with them all
-    /// connections close. Idempotent.
+    /// Closes the node: servers unannounce (for at most 2 s), connections that are still open are
+    /// destroyed, which their peers are told, and sockets close. Idempotent.
     pub async fn close(&self) {
         let inner = self.inner();
         let servers: Vec<Arc<ServerShared>> = lock(&inner.servers).values().cloned().collect();
@@ -290,6 +293,8 @@ impl HyperDht {
             closing.spawn(async move { server.close().await });
         }
         while closing.join_next().await.is_some() {}
+        let streams: Vec<StreamHandle> = lock(&inner.streams).drain().map(|(_, s)| s).collect();
+        streams.iter().for_each(StreamHandle::destroy);
         inner.rpc.close().await;
     }
 
@@ -334,6 +339,19 @@ impl Inner {
         // Without it there is nothing to tell, and the next round will do.
         let _ = tokio::time::timeout(ANNOUNCED_TIMEOUT, server.announcer.announced()).await;
         server.announcer.relay_addresses()
+    }
+
+    /// Makes a connection of an established stream, which ends with the node at the latest.
+    pub(crate) fn adopt(self: &Arc<Self>, established: Established) -> Connection {
+        let connection = established.into_connection(self.keep_alive);
+        let stream = connection.udx.clone();
+        lock(&self.streams).insert(stream.local_id(), stream.clone());
+        let inner = Arc::clone(self);
+        self.rpc.spawn(async move {
+            stream.closed().await;
+            lock(&inner.streams).remove(&stream.local_id());
+        });
+        connection
     }
 
     fn receive_from(self: &Arc<Self>, socket: Socket) {

@@ -142,7 +142,7 @@ impl Default for ConnectOptions {
 }
 
 /// How to take part in a topic.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct JoinOptions {
     /// Announce ourselves under this key pair, which a server should listen with.
     pub announce: Option<KeyPair>,

@@ -295,8 +295,7 @@ impl HalfOpen {
     }
 
     fn deliver(self, raw: UdxStream, session: Session, remote: SocketAddr) {
-        let established = Established { raw, session, remote };
-        let connection = established.into_connection(self.server.inner.keep_alive);
+        let connection = self.server.inner.adopt(Established { raw, session, remote });
         if self.server.accepted.try_send(connection).is_err() {
             tracing::warn!("a connection was dropped because nobody accepts connections");
         }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::io::{Attempts, Reply};
 use super::maintain::MORE_STABLE_TICKS;
@@ -21,6 +22,7 @@ use super::query::{Query, QueryOptions};
 use super::serve::{FIND_NODE, PING, PING_NAT};
 use super::socket::SocketKind;
 use super::{Call, Rpc};
+use crate::hyperdht::options::BootstrapNode;
 use crate::sync::lock;
 
 /// How many nodes are asked whether they reach us.
@@ -28,6 +30,9 @@ const PROBES: usize = 5;
 
 /// How long a name may take to resolve.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long resolved names are believed.
+const RESOLVED_MAX_AGE: Duration = Duration::from_secs(10 * 60);
 
 impl Rpc {
     /// The first queries; [`Rpc::ready`] turns true afterwards, whether or not anybody answered.
@@ -84,35 +89,54 @@ impl Rpc {
         self.find_node(target, options).finish().await;
     }
 
-    /// The bootstrap nodes' addresses. A node given as `ip@name` is asked at its IP address first.
-    pub(crate) async fn resolve_bootstrap(&self) -> Vec<SocketAddrV4> {
+    /// The bootstrap nodes' addresses, remembered for 10 minutes. A node given as `ip@name` is asked
+    /// at its IP address first.
+    pub(crate) async fn resolve_bootstrap(self: &Arc<Self>) -> Vec<SocketAddrV4> {
+        let cached = lock(&self.state).resolved.clone();
+        if let Some((at, addresses)) = cached
+            && at.elapsed() < RESOLVED_MAX_AGE
+        {
+            return addresses;
+        }
+        let mut lookups = JoinSet::new();
+        for node in self.options.bootstrap.clone() {
+            let rpc = Arc::clone(self);
+            lookups.spawn(async move { rpc.resolve(node).await });
+        }
         let mut addresses = Vec::new();
-        for node in &self.options.bootstrap {
-            if let Some(ip) = node.address {
-                let address = SocketAddrV4::new(ip, node.port);
-                let is_only = node.host.is_none();
-                let ping = Call::internal(PING, None);
-                if is_only || self.request(address.into(), ping, Attempts::default()).await.is_ok()
-                {
-                    addresses.push(address);
-                    continue;
-                }
-            }
-            let Some(host) = &node.host else { continue };
-            let lookup = tokio::net::lookup_host((host.as_str(), node.port));
-            match tokio::time::timeout(RESOLVE_TIMEOUT, lookup).await {
-                Ok(Ok(mut found)) => {
-                    let v4 = found.find_map(|address| match address {
-                        SocketAddr::V4(v4) => Some(v4),
-                        SocketAddr::V6(_) => None,
-                    });
-                    addresses.extend(v4);
-                }
-                Ok(Err(error)) => tracing::debug!(host, %error, "a bootstrap node has no address"),
-                Err(_) => tracing::debug!(host, "looking up a bootstrap node took too long"),
-            }
+        while let Some(outcome) = lookups.join_next().await {
+            addresses.extend(outcome.ok().flatten());
+        }
+        if addresses.len() == self.options.bootstrap.len() {
+            lock(&self.state).resolved = Some((Instant::now(), addresses.clone()));
         }
         addresses
+    }
+
+    async fn resolve(&self, node: BootstrapNode) -> Option<SocketAddrV4> {
+        let known = node.address.map(|ip| SocketAddrV4::new(ip, node.port));
+        let Some(host) = node.host else { return known };
+        if let Some(address) = known {
+            let ping = Call::internal(PING, None);
+            if self.request(address.into(), ping, Attempts::ONCE).await.is_ok() {
+                return Some(address);
+            }
+        }
+        let lookup = tokio::net::lookup_host((host.as_str(), node.port));
+        match tokio::time::timeout(RESOLVE_TIMEOUT, lookup).await {
+            Ok(Ok(mut found)) => found.find_map(|address| match address {
+                SocketAddr::V4(v4) => Some(v4),
+                SocketAddr::V6(_) => None,
+            }),
+            Ok(Err(error)) => {
+                tracing::debug!(host, %error, "a bootstrap node has no address");
+                known
+            }
+            Err(_) => {
+                tracing::debug!(host, "looking up a bootstrap node took too long");
+                known
+            }
+        }
     }
 
     /// Checks whether others reach us, and if they do stops being firewalled; unless

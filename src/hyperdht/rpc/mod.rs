@@ -22,14 +22,16 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::io::{Attempts, Io, Reply, RequestError};
+use self::io::{Attempts, Io, RateLimit, Reply, RequestError};
 use self::message::{NodeId, Request, Token, wire_address};
 use self::nat::{NatSampler, NatView};
 use self::socket::{Socket, SocketKind};
 use self::table::{K, RoutingTable, TableNode, Tick};
+use super::cache::ExpiringMap;
 use super::options::BootstrapNode;
 use crate::crypto;
 use crate::sync::lock;
@@ -94,6 +96,10 @@ pub(crate) struct State {
     /// Pings in flight that decide between an old and a new node.
     pub swaps: usize,
     pub down_hints_sent: usize,
+    /// The bootstrap nodes' addresses, when all were found, and since when.
+    pub resolved: Option<(Instant, Vec<SocketAddrV4>)>,
+    /// How many requests each host may still send.
+    pub limits: ExpiringMap<RateLimit>,
 }
 
 /// One node of the DHT.
@@ -156,6 +162,8 @@ impl Rpc {
             checks: 0,
             swaps: 0,
             down_hints_sent: 0,
+            resolved: None,
+            limits: ExpiringMap::new(serve::MAX_LIMITED_HOSTS, serve::LIMIT_AGE),
         };
         Arc::new(Self {
             io: Io::new(server, client),

@@ -1,13 +1,14 @@
 //! What a node answers to packets that arrive (`dht-rpc` `_onrequest`).
 
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::io::validated_id;
+use super::io::{RateLimit, validated_id};
 use super::message::{Message, NodeId, Request, node_id};
 use super::socket::{Socket, SocketKind};
 use super::{Answer, Incoming, Rpc};
+use crate::crypto;
 use crate::encoding::Reader;
 use crate::sync::lock;
 use crate::udx::Datagram;
@@ -28,6 +29,13 @@ const MAX_PING_DELAY: Duration = Duration::from_secs(10);
 
 /// Delayed pings that wait at once.
 const MAX_DELAYED_PINGS: usize = 256;
+
+/// Requests that one host may send a second, and at once.
+const REQUEST_RATE: u32 = 100;
+const REQUEST_BURST: u32 = 400;
+/// Hosts whose requests are counted, and for how long.
+pub(crate) const MAX_LIMITED_HOSTS: usize = 4096;
+pub(crate) const LIMIT_AGE: Duration = Duration::from_secs(60);
 
 /// Pings that down hints of others may cause at once.
 const MAX_HINTED_CHECKS: usize = 10;
@@ -65,6 +73,10 @@ impl Rpc {
         from: SocketAddr,
         request: Request,
     ) -> Option<Incoming> {
+        if !self.admits_request(from) {
+            tracing::trace!(%from, "a host that asks too much");
+            return None;
+        }
         let incoming = Incoming { request, from, socket: socket.clone() };
         let request = &incoming.request;
         if request.token.is_some_and(|token| !self.io.accepts_token(from, &token)) {
@@ -84,6 +96,27 @@ impl Rpc {
             return None;
         }
         Some(incoming)
+    }
+
+    /// Whether this host may ask once more: a lookup's answer is longer than its request, and whoever
+    /// sends under the name of another would make us flood it. This machine may ask as it likes.
+    fn admits_request(&self, from: SocketAddr) -> bool {
+        if from.ip().is_loopback() {
+            return true;
+        }
+        let key = match from.ip() {
+            IpAddr::V4(ip) => crypto::hash(&[&ip.octets()]),
+            // A host on IPv6 has a whole /64.
+            IpAddr::V6(ip) => crypto::hash(&[&ip.octets()[..8]]),
+        };
+        let mut state = lock(&self.state);
+        if let Some(limit) = state.limits.get_mut(&key) {
+            return limit.allow();
+        }
+        let mut limit = RateLimit::new(REQUEST_RATE, REQUEST_BURST);
+        let admitted = limit.allow();
+        state.limits.insert(key, limit);
+        admitted
     }
 
     fn on_internal(self: &Arc<Self>, incoming: Incoming) {
