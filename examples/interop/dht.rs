@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use alex_p2p::crypto::{KeyPair, PublicKey};
 use alex_p2p::hyperdht::{
@@ -20,6 +20,10 @@ type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 /// Runs the subcommand until stdin ends.
 pub fn run(arguments: impl Iterator<Item = String>) -> Outcome {
     let arguments: Vec<String> = arguments.collect();
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         match arguments.first().map(String::as_str) {
@@ -172,7 +176,8 @@ async fn connect(dht: &HyperDht, command: &Value) -> Outcome {
     let mut times = Vec::new();
     for round in 0..rounds {
         let start = Instant::now();
-        let outcome = once(dht, &key, round).await;
+        let outcome = tokio::time::timeout(Duration::from_secs(15), once(dht, &key, round)).await;
+        let outcome = outcome.unwrap_or_else(|_| Err("no echo within 15 s".into()));
         let ms = start.elapsed().as_secs_f64() * 1000.0;
         match outcome {
             Ok(()) => times.push(ms),

@@ -29,6 +29,9 @@ use crate::udx::{UdxSocket, UdxStream};
 /// How long to look for a path.
 const TIMEOUT: Duration = Duration::from_secs(8);
 
+/// How long a server that we told to send to us has to do so, before we try ourselves.
+const HEAD_START: Duration = Duration::from_secs(1);
+
 /// How many addresses of a server are tried.
 const MAX_CANDIDATES: usize = 6;
 
@@ -54,10 +57,18 @@ pub(crate) async fn connect_stream(
         candidates(&inner.local_addresses(), answer, payload)
     };
     let socket = inner.rpc.socket();
-    let pong = first_pong(inner, &socket, candidates);
+    let pong = async {
+        if we_are_open {
+            // The server sends to us at once, maybe from another of its sockets than the one that
+            // would answer a ping: that socket is the one to talk to.
+            tokio::time::sleep(HEAD_START).await;
+        }
+        first_pong(inner, &socket, candidates).await
+    };
     tokio::pin!(pong, first_packet);
     let path = async {
         tokio::select! {
+            biased;
             Some((udx, address)) = &mut first_packet => Some((udx, address)),
             Some(address) = &mut pong => Some((socket.udx.clone(), address)),
             else => None,
@@ -72,9 +83,13 @@ pub(crate) async fn connect_stream(
     }
 }
 
-/// Where a server is that anybody reaches.
+/// Where a server is that anybody reaches. On a private network that is the host that the passing node
+/// saw, at the port that the server names: it may have announced itself through another socket.
 fn public_address(payload: &NoisePayload, seen: SocketAddr) -> SocketAddr {
-    let public = payload.addresses4.iter().find(|address| !is_bogon(*address.ip()));
+    let mut addresses = payload.addresses4.iter().filter(|address| address.port() != 0);
+    let public = addresses.clone().find(|address| !is_bogon(*address.ip()));
+    let public =
+        public.or_else(|| addresses.find(|address| IpAddr::V4(*address.ip()) == seen.ip()));
     public.map_or(seen, |address| SocketAddr::V4(*address))
 }
 
@@ -142,5 +157,12 @@ mod tests {
         let with_public = payload(&["192.168.0.1:1", "8.8.8.8:2"]);
         assert_eq!(public_address(&with_public, seen), "8.8.8.8:2".parse().unwrap());
         assert_eq!(public_address(&payload(&["192.168.0.1:1"]), seen), seen);
+    }
+
+    #[test]
+    fn a_private_server_is_at_the_port_that_it_names() {
+        let seen: SocketAddr = "192.168.0.1:5000".parse().unwrap();
+        let named = payload(&["10.0.0.1:1", "192.168.0.1:49737"]);
+        assert_eq!(public_address(&named, seen), "192.168.0.1:49737".parse().unwrap());
     }
 }
