@@ -1,5 +1,6 @@
 //! Peer-to-peer book sharing for self-hosted e-book servers, on the Hypercore stack's own wire.
 
+pub mod bindings;
 pub mod catalog;
 pub mod crypto;
 pub mod discovery;
