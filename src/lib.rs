@@ -13,6 +13,7 @@ pub mod identity;
 pub mod node;
 pub mod peers;
 pub mod protomux;
+mod rate_limit;
 pub mod secret_stream;
 pub mod store;
 mod sync;

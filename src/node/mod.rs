@@ -86,7 +86,10 @@ impl Node {
         let events = Events::open(&database).await?;
         let peers = Peers::open(&database, identity.public_key(), &events).await?;
         let storage: Arc<dyn Storage> = Arc::new(crate::hypercore::MemoryStorage::new());
-        let replicator = Replicator::new();
+        let replicator = options
+            .limits
+            .upload_bytes_per_second
+            .map_or_else(Replicator::new, Replicator::with_upload_limit);
         let catalog = Catalog::open(CatalogOptions {
             database: database.clone(),
             storage: Arc::clone(&storage),
