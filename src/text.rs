@@ -14,6 +14,13 @@ pub(crate) fn clean(text: &str, max_chars: usize) -> String {
     out
 }
 
+/// The beginning of `text`: at most `max_bytes`, without cutting a character.
+#[must_use]
+pub(crate) fn prefix(text: &str, max_bytes: usize) -> &str {
+    let end = (0..=max_bytes.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    end.and_then(|end| text.get(..end)).unwrap_or("")
+}
+
 /// Controls (which carry terminal escapes), characters that reorder or hide what follows, and the
 /// separators and specials that have no glyph.
 pub(crate) fn is_unsafe(c: char) -> bool {
@@ -34,6 +41,13 @@ mod tests {
     fn controls_and_overrides_vanish_and_words_stay() {
         assert_eq!(clean(" a\u{1b}[2Jb\u{202e}c\u{0}\nd  ", 100), "a[2Jbc d");
         assert_eq!(clean("Война и миръ – 戦争と平和", 100), "Война и миръ – 戦争と平和");
+    }
+
+    #[test]
+    fn a_prefix_cuts_no_character() {
+        assert_eq!(prefix("éé", 3), "é");
+        assert_eq!(prefix("éé", 9), "éé");
+        assert_eq!(prefix("é", 0), "");
     }
 
     #[test]

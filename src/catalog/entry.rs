@@ -120,13 +120,15 @@ pub fn encode_removed(id: &str, removed_at: &str) -> String {
 /// The book with its texts made safe to show: no control or direction-override characters, bounded.
 #[must_use]
 pub fn shown(mut book: BookEntry) -> BookEntry {
-    let clean = |value: String| text::clean(&value, MAX_SHOWN_CHARS);
-    book.title = clean(book.title);
-    book.author = book.author.map(clean);
-    book.isbn = book.isbn.map(clean);
-    book.format = book.format.map(clean);
-    book.added_at = book.added_at.map(clean);
+    book.title = shown_text(&book.title);
+    for field in [&mut book.author, &mut book.isbn, &mut book.format, &mut book.added_at] {
+        *field = field.as_deref().map(shown_text);
+    }
     book
+}
+
+fn shown_text(words: &str) -> String {
+    text::clean(words, MAX_SHOWN_CHARS)
 }
 
 fn parse(block: &[u8]) -> Result<Map<String, Value>, EntryError> {

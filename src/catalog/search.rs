@@ -1,6 +1,7 @@
 //! From what a person types to an FTS5 query, and from a book to the words it is found by.
 
 use super::entry::BookEntry;
+use crate::text::prefix;
 
 /// How many words of a search count; more are left out.
 const MAX_WORDS: usize = 16;
@@ -44,7 +45,7 @@ pub(super) fn words(book: &BookEntry) -> String {
     ];
     let mut text = String::new();
     for field in fields.into_iter().flatten() {
-        text.push_str(field.get(..field.floor_char_boundary(MAX_FIELD_BYTES)).unwrap_or(""));
+        text.push_str(prefix(field, MAX_FIELD_BYTES));
         text.push('\n');
     }
     text

@@ -70,6 +70,12 @@ CREATE UNIQUE INDEX transfers_under_way ON transfers (peer, book_id)
   WHERE direction = 'incoming' AND state NOT IN ('completed', 'denied', 'cancelled', 'failed');
 CREATE INDEX transfers_by_time ON transfers (created_at);
 
+-- Which transfer's partial file the stored data of a book's core are about.
+CREATE TABLE transfer_parts (
+  core_key BLOB PRIMARY KEY,
+  transfer TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
 -- Files that were hashed to be sent: hashed again only when they changed.
 CREATE TABLE transfer_files (
   path        TEXT PRIMARY KEY,

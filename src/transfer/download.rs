@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::engine::{Engine, Job, Live};
 use super::landing;
 use super::message::BookCore;
+use super::part::Part;
 use super::progress::Meter;
 use super::receiving::fail;
 use super::record::Record;
@@ -17,15 +18,10 @@ use super::state::{Incoming, State};
 use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
 use crate::hypercore::replicator::{Download, EventKind, Policy};
-use crate::hypercore::{
-    BLOCK_SIZE, BlockSource, Core, CoreError, FileAccess, Manifest, OpenOptions, StaticTree,
-};
-use crate::sync::lock;
+use crate::hypercore::{BLOCK_SIZE, Core, CoreError, StaticTree};
 
 /// How often the rate is looked at while nothing arrives.
 const TICK: Duration = Duration::from_secs(1);
-/// How long to wait for a core that another transfer has open.
-const IN_USE: Duration = Duration::from_secs(1);
 
 /// How a download ended.
 enum End {
@@ -58,9 +54,10 @@ impl Engine {
         book: BookCore,
         stop: &CancellationToken,
     ) -> Result<End> {
-        let part = self.part_path(&live.id);
-        let Some(core) = self.open_part(&part, &book, stop).await? else {
-            return Ok(End::Stopped);
+        let core = match self.parts.open(&live.id, &book, &self.shelf, stop).await? {
+            Part::Core(core) => core,
+            Part::Copied => return Ok(End::Whole),
+            Part::Stopped => return Ok(End::Stopped),
         };
         let mut failures = self.options.replicator.events();
         let policy = Policy {
@@ -102,35 +99,6 @@ impl Engine {
         Ok(end)
     }
 
-    /// Opens the core over the partial file. `None` when told to stop while it waits for another
-    /// transfer that has the same core open.
-    async fn open_part(
-        &self,
-        part: &Path,
-        book: &BookCore,
-        stop: &CancellationToken,
-    ) -> Result<Option<Core>> {
-        loop {
-            let options = OpenOptions {
-                manifest: Some(Manifest::fixed(book.hash, book.length)),
-                writer: None,
-                blocks: BlockSource::File {
-                    path: part.to_owned(),
-                    block_size: BLOCK_SIZE,
-                    access: FileAccess::Write,
-                },
-            };
-            match Core::open(&*self.options.storage, book.key, options) {
-                Err(CoreError::AlreadyOpen) => {}
-                opened => return Ok(Some(opened?)),
-            }
-            tokio::select! {
-                () = tokio::time::sleep(IN_USE) => {}
-                () = stop.cancelled() => return Ok(None),
-            }
-        }
-    }
-
     /// Checks the whole file against the book's key and puts it in its place.
     pub(super) fn spawn_verification(self: &Arc<Self>, live: &Arc<Live>, record: &Record) {
         let record = record.clone();
@@ -152,7 +120,7 @@ impl Engine {
         let Some(book) = record.core else {
             return Err(Error::new(ErrorCode::Internal, "a transfer without a core was verified"));
         };
-        let part = self.part_path(&record.id);
+        let part = self.parts.path(&record.id);
         // A crash between putting the file in its place and writing that down.
         if let Some(path) = &record.path
             && is_book(path, &book).await.unwrap_or(false)
@@ -219,21 +187,8 @@ impl Engine {
     }
 
     async fn forget_part(&self, record: &Record) {
-        match std::fs::remove_file(self.part_path(&record.id)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(%error, "a partial book was not deleted");
-            }
-            _ => {}
-        }
-        if let Some(book) = record.core {
-            self.forget_core(&book.key).await;
-        }
+        self.parts.discard(&record.id, record.core.map(|core| core.key)).await;
     }
-}
-
-impl Engine {
-    /// Deletes what is stored of a core that nobody needs any more.
-    async fn forget_core(&self, _key: &crate::crypto::Hash) {}
 }
 
 /// Whether the file at `path` is exactly the book.

@@ -2,7 +2,6 @@
 //! written down first, then shown, then acted upon.
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use rusqlite::Connection;
@@ -12,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::message::Message;
+use super::part::Parts;
 use super::progress::Progress;
 use super::record::{Record, TransferInfo};
 use super::shelf::{Shelf, Ticket};
@@ -28,6 +28,7 @@ use crate::time::now_ms;
 pub(super) struct Engine {
     pub(super) options: TransferOptions,
     pub(super) shelf: Shelf,
+    pub(super) parts: Parts,
     /// Transfers that are not finished, by id.
     live: Mutex<HashMap<String, Arc<Live>>>,
     lines: Mutex<HashMap<PublicKey, Arc<Line>>>,
@@ -127,10 +128,15 @@ impl Engine {
             options.data_dir.join("outgoing"),
             options.limits.book_bytes,
         )?;
-        std::fs::create_dir_all(options.data_dir.join("incoming"))?;
+        let parts = Parts::new(
+            options.database.clone(),
+            Arc::clone(&options.storage),
+            options.data_dir.join("incoming"),
+        )?;
         Ok(Self {
             options,
             shelf,
+            parts,
             live: Mutex::default(),
             lines: Mutex::default(),
             requesting: tokio::sync::Mutex::default(),
@@ -158,11 +164,6 @@ impl Engine {
 
     pub(super) fn check_open(&self) -> Result<()> {
         if self.closing.is_cancelled() { Err(Error::closed()) } else { Ok(()) }
-    }
-
-    /// Where unfinished incoming books are.
-    pub(super) fn part_path(&self, id: &str) -> PathBuf {
-        self.options.data_dir.join("incoming").join(format!("{id}.part"))
     }
 
     /// Writes a record down.

@@ -58,9 +58,8 @@ fn is_edge(c: char) -> bool {
 }
 
 /// At most `max` bytes, without a dot or a space at the end.
-fn cut(text: &str, max: usize) -> String {
-    let cut = text.get(..text.floor_char_boundary(max)).unwrap_or("");
-    cut.trim_end_matches(|c: char| c == '.' || c.is_whitespace()).to_owned()
+fn cut(words: &str, max: usize) -> String {
+    text::prefix(words, max).trim_end_matches(|c: char| c == '.' || c.is_whitespace()).to_owned()
 }
 
 /// Windows takes `con`, `CON.epub` and `con.tar.gz` all for a device.

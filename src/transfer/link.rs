@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use super::engine::{Engine, Letter, Line, Link};
 use super::message::{Hello, MAX_MESSAGE_BYTES, Message, PROTOCOL};

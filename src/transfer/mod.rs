@@ -5,7 +5,7 @@
 //! | `handle.rs` | transfers as a program sees them |
 //! | `message.rs`, `link.rs` | the messages of `alex/p2p`; its channel on a connection |
 //! | `state.rs`, `engine.rs` | a transfer's life; how its state changes |
-//! | `receiving.rs`, `download.rs`, `landing.rs`, `filename.rs` | the receiving side |
+//! | `receiving.rs`, `download.rs`, `part.rs`, `landing.rs`, `filename.rs` | the receiving side |
 //! | `sending.rs`, `shelf.rs`, `library.rs`, `policy.rs` | the sending side |
 //! | `record.rs`, `table.rs` | a transfer written down |
 
@@ -18,6 +18,7 @@ mod library;
 mod link;
 pub mod message;
 mod options;
+mod part;
 mod policy;
 mod progress;
 mod receiving;

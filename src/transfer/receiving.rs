@@ -192,7 +192,12 @@ impl Engine {
             // The sender's file is another one now: what is here is of no use.
             self.discard(live.take_job(), &before).await;
         }
+        // A book may be asked for before its catalog has arrived.
+        let described = self.options.library.of(&before.peer, &before.book_id).ok().flatten();
         self.incoming_hear(live, Incoming::Granted, |record| {
+            if let Some(book) = described {
+                record.book = book;
+            }
             if record.core != Some(book) {
                 record.core = Some(book);
                 record.bytes = 0;
@@ -216,7 +221,7 @@ impl Engine {
             let message = "the peer granted a book whose key does not match its description";
             return Err(Error::new(ErrorCode::Protocol, message));
         }
-        let part = self.part_path(&record.id);
+        let part = self.parts.path(&record.id);
         let here = std::fs::metadata(&part).map_or(0, |file| file.len().min(record.bytes));
         let (folder, _) = self.target(record);
         let missing = book.byte_length.saturating_sub(here);

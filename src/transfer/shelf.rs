@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::library::{BookSource, Provided};
 use super::message::BookCore;
+use super::part::disown;
 use crate::crypto::{Hash, PublicKey, random};
 use crate::error::{Error, ErrorCode, Result};
 use crate::hypercore::replicator::{CoreHandle, Download, PeerInfo, Policy, Replicator};
@@ -70,6 +71,7 @@ pub(super) struct Shelf {
 struct OpenBook {
     core: Core,
     handle: CoreHandle,
+    path: PathBuf,
     tickets: HashSet<u64>,
     /// A file that was written for this and goes with it.
     spooled: Option<PathBuf>,
@@ -149,6 +151,7 @@ impl Shelf {
                     return Ok(self.ticket(entry, book));
                 }
                 let core = Core::open_static(&*self.storage, &tree).await?;
+                disown(&self.database, book.key).await;
                 if !is_spooled {
                     self.remember(path, stamp, book).await?;
                 }
@@ -161,9 +164,13 @@ impl Shelf {
         let policy =
             Policy { download: Download::None, upload: Arc::clone(&admits), peers: Some(admits) };
         let handle = self.replicator.add(core.clone(), policy);
-        let spooled = is_spooled.then(|| path.to_owned());
-        let entry =
-            open.entry(key).or_insert(OpenBook { core, handle, tickets: HashSet::new(), spooled });
+        let entry = open.entry(key).or_insert(OpenBook {
+            core,
+            handle,
+            path: path.to_owned(),
+            tickets: HashSet::new(),
+            spooled: is_spooled.then(|| path.to_owned()),
+        });
         Ok(self.ticket(entry, book))
     }
 
@@ -217,6 +224,11 @@ impl Shelf {
         if let Some(entry) = open.remove(&ticket.book.key) {
             entry.close().await;
         }
+    }
+
+    /// The file of a core that is open here.
+    pub(super) async fn path_of(&self, key: &Hash) -> Option<PathBuf> {
+        self.open.lock().await.get(key).map(|entry| entry.path.clone())
     }
 
     /// How `peer` does with the core.

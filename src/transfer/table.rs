@@ -45,7 +45,9 @@ pub(super) fn put(transaction: &Transaction<'_>, record: &Record) -> Result<(), 
     let sql = format!(
         "INSERT INTO transfers ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, \
          ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23) \
-         ON CONFLICT (id) DO UPDATE SET state = excluded.state, reason = excluded.reason, \
+         ON CONFLICT (id) DO UPDATE SET title = excluded.title, author = excluded.author, \
+         format = excluded.format, size_bytes = excluded.size_bytes, \
+         state = excluded.state, reason = excluded.reason, \
          error = excluded.error, core_key = excluded.core_key, tree_hash = excluded.tree_hash, \
          length = excluded.length, byte_length = excluded.byte_length, bytes = excluded.bytes, \
          save_to = excluded.save_to, path = excluded.path, approved = excluded.approved, \

@@ -1,0 +1,161 @@
+//! The partial file of an incoming book, and the stored core that says which of its blocks are there.
+//!
+//! Cores are stored by key, and a key is a book's content: two transfers of one content, or a transfer
+//! of what this node offers itself, share it. So the database notes which transfer's file the stored
+//! data are about; what is about another file is removed before it is used.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{OptionalExtension, params};
+use tokio_util::sync::CancellationToken;
+
+use super::message::BookCore;
+use super::shelf::Shelf;
+use crate::crypto::{Hash, discovery_key};
+use crate::error::Result;
+use crate::hypercore::{
+    BLOCK_SIZE, BlockSource, Core, CoreError, FileAccess, Manifest, OpenOptions, Storage,
+};
+use crate::store::{Database, StoreError};
+
+/// How long to wait for a core that another transfer has open.
+const IN_USE: Duration = Duration::from_secs(1);
+
+/// Keeps partial files and their cores together.
+pub(super) struct Parts {
+    database: Database,
+    storage: Arc<dyn Storage>,
+    folder: PathBuf,
+}
+
+/// What a download begins with.
+pub(super) enum Part {
+    /// The core over the partial file.
+    Core(Core),
+    /// This node offers the same bytes: the file was copied and is whole.
+    Copied,
+    /// Told to stop while it waited for another transfer of the same book.
+    Stopped,
+}
+
+impl Parts {
+    /// Partial files are in `folder`, which is created.
+    pub(super) fn new(
+        database: Database,
+        storage: Arc<dyn Storage>,
+        folder: PathBuf,
+    ) -> std::io::Result<Self> {
+        std::fs::create_dir_all(&folder)?;
+        Ok(Self { database, storage, folder })
+    }
+
+    /// Where the partial file of a transfer is.
+    pub(super) fn path(&self, transfer: &str) -> PathBuf {
+        self.folder.join(format!("{transfer}.part"))
+    }
+
+    /// Opens the core over the partial file of a transfer.
+    pub(super) async fn open(
+        &self,
+        transfer: &str,
+        book: &BookCore,
+        shelf: &Shelf,
+        stop: &CancellationToken,
+    ) -> Result<Part> {
+        let path = self.path(transfer);
+        loop {
+            match self.try_open(transfer, &path, book).await {
+                Err(CoreError::AlreadyOpen) => {}
+                opened => return Ok(Part::Core(opened?)),
+            }
+            if let Some(offered) = shelf.path_of(&book.key).await {
+                tokio::fs::copy(offered, &path).await?;
+                return Ok(Part::Copied);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(IN_USE) => {}
+                () = stop.cancelled() => return Ok(Part::Stopped),
+            }
+        }
+    }
+
+    async fn try_open(
+        &self,
+        transfer: &str,
+        path: &Path,
+        book: &BookCore,
+    ) -> Result<Core, CoreError> {
+        let is_ours = path.exists() && self.owner(&book.key).as_deref() == Some(transfer);
+        if !is_ours {
+            self.storage.remove(&discovery_key(&book.key)).await.map_err(CoreError::from)?;
+            self.own(&book.key, transfer).await;
+        }
+        let options = OpenOptions {
+            manifest: Some(Manifest::fixed(book.hash, book.length)),
+            writer: None,
+            blocks: BlockSource::File {
+                path: path.to_owned(),
+                block_size: BLOCK_SIZE,
+                access: FileAccess::Write,
+            },
+        };
+        Core::open(&*self.storage, book.key, options)
+    }
+
+    /// Deletes the partial file of a transfer and what is stored about it.
+    pub(super) async fn discard(&self, transfer: &str, key: Option<Hash>) {
+        match std::fs::remove_file(self.path(transfer)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "a partial book was not deleted");
+            }
+            _ => {}
+        }
+        let Some(key) = key else { return };
+        if self.owner(&key).as_deref() != Some(transfer) {
+            return;
+        }
+        // What stays behind is removed by whoever needs the core next: it is about another file.
+        if let Err(error) = self.storage.remove(&discovery_key(&key)).await {
+            tracing::debug!(%error, "a book's core was not removed");
+        }
+        disown(&self.database, key).await;
+    }
+
+    fn owner(&self, key: &Hash) -> Option<String> {
+        let found = self.database.read(|connection| {
+            connection
+                .prepare_cached("SELECT transfer FROM transfer_parts WHERE core_key = ?1")?
+                .query_row([key], |row| row.get(0))
+                .optional()
+                .map_err(StoreError::from)
+        });
+        found.ok().flatten()
+    }
+
+    async fn own(&self, key: &Hash, transfer: &str) {
+        let (key, transfer) = (*key, transfer.to_owned());
+        let write = self.database.write(move |transaction| {
+            transaction.execute(
+                "INSERT OR REPLACE INTO transfer_parts (core_key, transfer) VALUES (?1, ?2)",
+                params![key, transfer],
+            )?;
+            Ok::<_, StoreError>(())
+        });
+        if let Err(error) = write.await {
+            tracing::debug!(%error, "a partial book will be fetched anew after a restart");
+        }
+    }
+}
+
+/// Notes that the stored data of a core are about no partial file.
+pub(super) async fn disown(database: &Database, key: Hash) {
+    let write = database.write(move |transaction| {
+        transaction.execute("DELETE FROM transfer_parts WHERE core_key = ?1", [key])?;
+        Ok::<_, StoreError>(())
+    });
+    if let Err(error) = write.await {
+        tracing::debug!(%error, "a stale note on a partial book stays");
+    }
+}
