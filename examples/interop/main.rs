@@ -2,6 +2,7 @@
 //!
 //! `__test__/interop/*.test.mjs` starts this program and runs npm's implementation against it.
 
+mod core;
 mod dht;
 mod replicate;
 mod stream;
@@ -10,6 +11,7 @@ mod udx;
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let outcome = match arguments.next().as_deref() {
+        Some("core") => self::core::run(),
         Some("dht") => dht::run(arguments),
         Some("replicate") => replicate::main(),
         Some("stream") => stream::run(arguments),

@@ -30,7 +30,7 @@ pub enum CoreError {
     /// Appending needs the key pair of the core's one signer.
     #[error("the core is not writable here")]
     NotWritable,
-    /// An empty block, or one above [`super::storage::MAX_BLOCK_BYTES`].
+    /// A block above [`super::storage::MAX_BLOCK_BYTES`], or an empty file, which has no block.
     #[error("a block has {0} bytes; 1 to 15 MiB are allowed")]
     BlockSize(usize),
     /// The log would exceed [`super::storage::MAX_LENGTH`].

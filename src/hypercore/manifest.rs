@@ -194,10 +194,10 @@ impl Manifest {
         };
         let linked =
             if flags & LINKED == 0 { None } else { Some(reader.vec(MAX_LINKED, Reader::fixed32)?) };
-        // The reference reads empty user data as none.
-        let user_data = match if flags & USER_DATA == 0 { &[] } else { reader.buffer()? } {
-            [] => None,
-            data => Some(Bytes::copy_from_slice(data)),
+        let user_data = if flags & USER_DATA == 0 {
+            None
+        } else {
+            Some(Bytes::copy_from_slice(reader.buffer()?))
         };
         let allow_patch = flags & PATCH != 0;
         Ok(Self { version, allow_patch, quorum, signers, prologue, linked, user_data })
@@ -260,4 +260,87 @@ fn decode_signer(reader: &mut Reader<'_>) -> Result<Signer, DecodeError> {
 
 fn decode_signers(reader: &mut Reader<'_>) -> Result<Vec<Signer>, DecodeError> {
     reader.vec(MAX_SIGNERS, decode_signer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn signer(seed: u8) -> Signer {
+        Signer { namespace: [seed; 32], public_key: PublicKey::from_bytes([seed + 1; 32]) }
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn manifests_have_the_bytes_of_npm_hypercore() {
+        let single = Manifest::single_in(PublicKey::from_bytes([2; 32]), [1; 32]);
+        let (ns, pk) = ("01".repeat(32), "02".repeat(32));
+        assert_eq!(hex(&single.encode()), format!("010000010100{ns}{pk}"));
+        let old = Manifest { version: 0, ..single.clone() };
+        assert_eq!(hex(&old.encode()), format!("00000100{ns}{pk}"));
+        let old_patch = Manifest { allow_patch: true, ..old };
+        assert_eq!(hex(&old_patch.encode()), format!("00000201010100{ns}{pk}"));
+        let fixed = Manifest::fixed([6; 32], 4);
+        assert_eq!(hex(&fixed.encode()), format!("0102000000{}04", "06".repeat(32)));
+        let all = Manifest {
+            version: 2,
+            allow_patch: true,
+            prologue: fixed.prologue,
+            linked: Some(vec![[9; 32]]),
+            user_data: Some(Bytes::from_static(b"hi")),
+            ..single
+        };
+        let tail = format!("{}0401{}026869", "06".repeat(32), "09".repeat(32));
+        assert_eq!(hex(&all.encode()), format!("020f00010100{ns}{pk}{tail}"));
+    }
+
+    #[test]
+    fn every_form_reads_back() {
+        let single = Manifest::single(PublicKey::from_bytes([7; 32]));
+        let many = Manifest { quorum: 2, signers: (0..3).map(signer).collect(), ..single.clone() };
+        let empty = Some(Bytes::new());
+        for manifest in [
+            Manifest { version: 0, ..single.clone() },
+            Manifest { version: 0, allow_patch: true, ..many.clone() },
+            Manifest { version: 3, linked: Some(Vec::new()), user_data: empty, ..many },
+            Manifest::fixed([1; 32], 1 << 40),
+            single,
+        ] {
+            assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));
+        }
+    }
+
+    #[test]
+    fn unknown_versions_and_algorithms_are_refused() {
+        let good = Manifest::single(PublicKey::from_bytes([7; 32])).encode();
+        for (at, value) in [(0, 4), (2, 1), (5, 1), (4, 255)] {
+            let mut bad = good.clone();
+            bad[at] = value;
+            assert!(Manifest::decode(&bad).is_err(), "byte {at}");
+        }
+        for end in 0..good.len() {
+            assert!(Manifest::decode(&good[..end]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_compat_manifest_is_of_its_signers_key_and_of_its_hash() {
+        let manifest = Manifest::single(PublicKey::from_bytes([7; 32]));
+        assert!(manifest.is_of(&[7; 32]) && manifest.is_compat(&[7; 32]));
+        assert!(manifest.is_of(&manifest.key()) && !manifest.is_compat(&manifest.key()));
+        assert!(!manifest.is_of(&[8; 32]));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(manifest) = Manifest::decode(&bytes) {
+                prop_assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));
+            }
+        }
+    }
 }

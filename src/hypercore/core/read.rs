@@ -181,6 +181,12 @@ impl Core {
         self.locked(|state| Arc::clone(&state.roots)).hash()
     }
 
+    /// The signature over the tree, as on the wire; an empty log and a static one have none.
+    #[must_use]
+    pub fn signature(&self) -> Option<Bytes> {
+        self.locked(|state| state.signature.clone())
+    }
+
     /// The roots of the tree, left to right.
     #[must_use]
     pub fn roots(&self) -> Vec<Node> {
