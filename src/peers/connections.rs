@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -22,17 +23,20 @@ use crate::identity::Identity;
 use crate::protomux::{MuxOptions, Protomux};
 use crate::sync::lock;
 use crate::time::now_ms;
+use crate::udx::StreamHandle;
 
 /// How many peers are dialed at the same time.
 const DIALS: usize = 16;
-/// How many connections wait at once for the other side to withdraw them.
-const UNDECIDED: usize = 16;
-/// A new connection on which nothing arrived by then is dropped.
+/// How many accepted connections wait at once for a first byte, or for the other side to withdraw them.
+const UNDECIDED: usize = 128;
+/// An accepted connection on which nothing arrived by then is dropped.
 const FIRST_BYTE: Duration = Duration::from_secs(10);
 /// A connection on which nothing arrives for so long is dropped: keep-alives come every 5 s.
 const SILENCE: Duration = Duration::from_secs(30);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_secs(5);
+/// How long closing waits for the peers to have heard of it.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Called with every new connection before anything is read from it, so that no channel the peer opens
 /// is missed. It must not block.
@@ -145,13 +149,25 @@ impl Connections {
         problem.unwrap_or_else(|| Error::new(ErrorCode::PeerOffline, "this peer is not connected"))
     }
 
-    /// Stops dialing and listening, and closes all connections. Idempotent. The DHT node stays open.
+    /// Stops dialing and listening, and closes all connections: what waits to be sent gets 1 s to go
+    /// out. Idempotent. The DHT node stays open, and should until this is over: peers hear of it then.
     pub async fn close(&self) {
         let inner = &self.inner;
         inner.registry.close();
+        let connections = inner.registry.all();
         inner.cancel.cancel();
-        for connection in inner.registry.all() {
-            connection.mux.close();
+        let goodbye = async {
+            for connection in &connections {
+                connection.mux.close();
+            }
+            for connection in &connections {
+                connection.udx.closed().await;
+            }
+        };
+        if tokio::time::timeout(GOODBYE, goodbye).await.is_err() {
+            for connection in &connections {
+                connection.udx.destroy();
+            }
         }
         inner.tasks.close();
         inner.tasks.wait().await;
@@ -177,12 +193,31 @@ async fn accept(inner: Arc<Inner>, server: Server) {
         tokio::select! {
             () = inner.cancel.cancelled() => break,
             connection = server.accept() => match connection {
-                Some(connection) => inner.admit(connection),
+                Some(connection) => inner.accepted(connection),
                 None => break,
             },
         }
     }
     server.close().await;
+}
+
+/// Waits until the peer has sent something; whether it did in time.
+///
+/// A dialer that broke off may leave us with a connection that it does not know of; its first bytes are
+/// the proof that it does. They come right after the handshake, so asking often is cheap.
+async fn is_used(udx: &StreamHandle) -> bool {
+    let began = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    while udx.stats().bytes_received == 0 {
+        if began.elapsed() > FIRST_BYTE {
+            return false;
+        }
+        tokio::select! {
+            _ = udx.closed() => return udx.stats().bytes_received > 0,
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_millis(50)),
+        }
+    }
+    true
 }
 
 /// Keeps one dialer for each approved peer, and no connection to others.
@@ -216,7 +251,7 @@ async fn follow_approvals(inner: Arc<Inner>) {
         for connection in inner.registry.all() {
             if !dialers.contains_key(&connection.key) {
                 inner.end(&connection, "this peer is not approved any more");
-                connection.mux.close();
+                connection.destroy();
             }
         }
         inner.registry.retain_reasons(|key| dialers.contains_key(key));
@@ -230,6 +265,23 @@ async fn follow_approvals(inner: Arc<Inner>) {
 impl Inner {
     pub(super) fn own(&self) -> PublicKey {
         self.identity.public_key()
+    }
+
+    /// Takes a connection that a peer dialed, once the peer has sent something on it.
+    fn accepted(self: &Arc<Self>, connection: Connection) {
+        let key = connection.remote_public_key();
+        let Ok(slot) = Arc::clone(&self.undecided).try_acquire_owned() else {
+            return tracing::warn!(peer = key.short(), "too many connections come in at once");
+        };
+        let inner = Arc::clone(self);
+        self.spawn(async move {
+            let _slot = slot;
+            match inner.cancel.run_until_cancelled(is_used(&connection.udx)).await {
+                Some(true) => inner.admit(connection),
+                Some(false) => tracing::debug!(peer = key.short(), "a connection was never used"),
+                None => {}
+            }
+        });
     }
 
     /// Takes a new connection, dialed or accepted, and decides between it and one that is there.
@@ -283,13 +335,13 @@ impl Inner {
             }
             Insertion::Done(Some(old)) => {
                 tracing::debug!(peer = key.short(), initiator, "a newer connection took over");
-                old.mux.close();
+                self.retire(old, &connection);
             }
             Insertion::Full => {
                 tracing::warn!(peer = key.short(), "too many peers are connected");
-                return connection.mux.close();
+                return connection.destroy();
             }
-            Insertion::Closed => return connection.mux.close(),
+            Insertion::Closed => return connection.destroy(),
         }
         (self.attach)(&connection);
         connection.mux.start();
@@ -302,8 +354,25 @@ impl Inner {
         if !self.peers.is_approved(&key)
             && let Some(connection) = self.registry.get(&key)
         {
-            connection.mux.close();
+            connection.destroy();
         }
+    }
+
+    /// Ends a connection that a newer one replaced. If we dialed that, the other side may not have taken
+    /// it yet, and would be without one for a moment if the old one went before.
+    fn retire(self: &Arc<Self>, old: PeerConnection, new: &PeerConnection) {
+        if !new.initiator {
+            return old.destroy();
+        }
+        let (inner, new) = (Arc::clone(self), new.udx.clone());
+        self.spawn(async move {
+            tokio::select! {
+                () = inner.cancel.cancelled() => {}
+                _ = old.udx.closed() => {}
+                _ = is_used(&new) => {}
+            }
+            old.destroy();
+        });
     }
 
     /// The connection is over: the peer is offline, unless a newer one took over.
@@ -337,10 +406,8 @@ async fn watch(connection: &PeerConnection, cancel: &CancellationToken) -> Strin
         }
         let now = connection.udx.stats().bytes_received;
         silent = if now == received { silent + LOOK } else { Duration::ZERO };
-        let limit = if now == 0 { FIRST_BYTE } else { SILENCE };
-        if silent >= limit {
-            connection.udx.destroy();
-            connection.mux.close();
+        if silent >= SILENCE {
+            connection.destroy();
             return format!("nothing arrived for {} seconds", silent.as_secs());
         }
         received = now;

@@ -51,6 +51,15 @@ impl PeerConnection {
     }
 }
 
+impl PeerConnection {
+    /// Ends it at once, without sending what waits. The other side has to hear of it soon: it may be
+    /// holding a second connection back until it does.
+    pub(super) fn destroy(&self) {
+        self.udx.destroy();
+        self.mux.close();
+    }
+}
+
 impl fmt::Debug for PeerConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PeerConnection")
@@ -67,7 +76,7 @@ impl fmt::Debug for PeerConnection {
 pub enum ConnectionEvent {
     /// A peer is connected.
     Up(PeerConnection),
-    /// A connection is over. Its channels are closed.
+    /// A connection is over, or is about to be because a newer one took its place.
     Down {
         /// The peer.
         key: PublicKey,

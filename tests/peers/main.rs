@@ -98,26 +98,26 @@ async fn either_side_comes_back_with_its_key_after_a_restart() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_dial_at_once_and_one_and_the_same_connection_is_left() {
     let net = Testnet::start(4).await.unwrap();
-    for round in 0..5 {
+    for round in 0..6 {
         let a = Server::start(&net, 10 + round).await;
         let b = Server::start(&net, 20 + round).await;
+        let mut at_a_events = a.events.subscribe(None);
+        let mut at_b_events = b.events.subscribe(None);
         befriend(&a, &b).await;
         a.wait_online(&b, true).await;
         b.wait_online(&a, true).await;
-        eventually("both have the same connection", || {
-            let (at_a, at_b) = (a.connections.get(&b.key()), b.connections.get(&a.key()));
-            at_a.zip(at_b)
-                .is_some_and(|(at_a, at_b)| at_a.mux.handshake_hash() == at_b.mux.handshake_hash())
-        })
-        .await;
-        // Whatever was under way is decided within a second and must not change that.
-        let before = a.connections.get(&b.key()).unwrap().number;
-        tokio::time::sleep(Duration::from_millis(1200)).await;
-        let (at_a, at_b) =
-            (a.connections.get(&b.key()).unwrap(), b.connections.get(&a.key()).unwrap());
-        assert_eq!(at_a.number, before);
+        // The second dial is decided within a second.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let at_a = a.connections.get(&b.key()).unwrap();
+        let at_b = b.connections.get(&a.key()).unwrap();
         assert_eq!(at_a.mux.handshake_hash(), at_b.mux.handshake_hash());
         assert_eq!((a.connections.list().len(), b.connections.list().len()), (1, 1));
+        // Neither side was ever without the other.
+        for events in [&mut at_a_events, &mut at_b_events] {
+            while let Some(event) = events.try_next() {
+                assert!(!matches!(event.kind, EventKind::PeerOffline { .. }), "{event:?}");
+            }
+        }
         a.close().await;
         b.close().await;
     }
@@ -137,8 +137,14 @@ async fn subscribers_get_what_is_live_and_then_each_change() {
         assert_eq!(up.key, b.key());
     }
     a.peers.block(&b.key()).await.unwrap();
-    let Some(ConnectionEvent::Down { key, reason }) = late.next().await else { panic!("not down") };
-    assert_eq!(key, b.key());
+    // A second connection, dialed by the other side, may have taken over before.
+    let reason = loop {
+        match late.next().await.unwrap() {
+            ConnectionEvent::Down { reason, .. } if reason.contains("replaced") => {}
+            ConnectionEvent::Down { key, reason } if key == b.key() => break reason,
+            event => assert!(matches!(event, ConnectionEvent::Up(_))),
+        }
+    };
     assert!(reason.contains("not approved"), "{reason}");
     Server::close_all([a, b], net).await;
     assert!(late.next().await.is_none());

@@ -32,6 +32,11 @@ pub fn key(seed: u8) -> PublicKey {
 impl Server {
     /// A server with the key of this seed and nobody on its list.
     pub async fn start(net: &Testnet, seed: u8) -> Self {
+        // Once a process; RUST_LOG says what to show.
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init();
         let dir = tempfile::tempdir().unwrap();
         let mut server = Self::open(dir.path(), net.options(), seed).await;
         server.dir = Some(dir);
