@@ -2,7 +2,7 @@
 // kind and of both.
 
 import assert from 'node:assert/strict'
-import { test } from 'node:test'
+import { test as plain } from 'node:test'
 
 import { event, javascriptTestnet, startInterop, until, within } from './support.mjs'
 
@@ -11,6 +11,17 @@ const { default: Hyperswarm } = await import('hyperswarm')
 
 const ROUNDS = 20
 const LIMIT = 50 // ms, for the median of connections with an echo
+
+/** A test that undoes what it made in reverse: a node that leaves needs its network to be there. */
+function test(name, body) {
+  plain(name, async (t) => {
+    const undo = []
+    t.after(async () => {
+      while (undo.length > 0) await undo.pop()()
+    })
+    await body({ after: (step) => undo.push(step), diagnostic: (text) => t.diagnostic(text) })
+  })
+}
 
 /** A network of npm's nodes, of ours, or of both: how to find into it. */
 const networks = {
