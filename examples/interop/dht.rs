@@ -1,6 +1,6 @@
 //! `interop dht testnet <size> [bootstrap]`: nodes of ours, as a network or part of one.
 //!
-//! `interop dht node <bootstrap>`: one node, driven by JSON lines:
+//! `interop dht node <bootstrap> [--firewalled]`: one node, driven by JSON lines:
 //! `{"do": "listen", "allow": [keys]}`, `{"do": "connect", "key", "rounds"}`,
 //! `{"do": "join", "topic", "announce", "lookup"}`, `{"do": "lookup", "topic"}`, `{"do": "status"}`.
 
@@ -67,13 +67,16 @@ async fn testnet(arguments: &[String]) -> Outcome {
 }
 
 async fn node(arguments: &[String]) -> Outcome {
-    let bootstrap = arguments.iter().map(|node| node.parse()).collect::<Result<Vec<_>, _>>()?;
+    let (flags, nodes): (Vec<&String>, Vec<&String>) =
+        arguments.iter().partition(|argument| argument.starts_with("--"));
+    let bootstrap = nodes.iter().map(|node| node.parse()).collect::<Result<Vec<_>, _>>()?;
     let keys = KeyPair::generate();
     let dht = HyperDht::bind(DhtOptions {
         bootstrap,
         host: [127, 0, 0, 1].into(),
         port: 0,
         key_pair: keys.clone(),
+        quick_firewall: !flags.iter().any(|flag| *flag == "--firewalled"),
         ..DhtOptions::default()
     })?;
     dht.bootstrapped().await;

@@ -227,3 +227,36 @@ fn v4(address: SocketAddr) -> Option<SocketAddrV4> {
         SocketAddr::V6(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    use crate::crypto::KeyPair;
+    use crate::hyperdht::{HyperDht, Server, Testnet};
+
+    async fn relays_change(server: &Server, gone: SocketAddr) {
+        let changed = async {
+            while server.addresses().is_empty() || server.addresses().contains(&gone) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), changed).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_server_leaves_a_relay_that_went_away() {
+        let testnet = Testnet::start(8).await.unwrap();
+        let node = HyperDht::bind(testnet.options()).unwrap();
+        node.bootstrapped().await;
+        let server = node.listen(&KeyPair::generate(), std::sync::Arc::new(|_, _| true)).unwrap();
+        server.announced().await;
+        let relay = server.shared.announcer.relays()[0].relay_address.into();
+        let gone = testnet.nodes().iter().find(|node| node.local_addr() == relay).unwrap();
+        gone.close().await;
+        relays_change(&server, relay).await;
+        node.close().await;
+        testnet.close().await;
+    }
+}

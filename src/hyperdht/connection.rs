@@ -47,8 +47,7 @@ pub(crate) struct Established {
 
 impl Established {
     pub(crate) fn into_connection(self, keep_alive: Duration) -> Connection {
-        let mut options = StreamOptions::default();
-        options.keep_alive = Some(keep_alive);
+        let options = StreamOptions { keep_alive: Some(keep_alive), ..Default::default() };
         let udx = self.raw.handle();
         let initiator = self.session.is_initiator;
         Connection {

@@ -111,6 +111,7 @@ impl HyperDht {
                 bootstrap: options.bootstrap,
                 ephemeral: options.ephemeral,
                 firewalled: options.firewalled,
+                quick_firewall: options.quick_firewall,
                 public_address,
                 cached_nodes: cached_nodes.collect(),
             },
@@ -300,6 +301,11 @@ impl HyperDht {
 
     fn inner(&self) -> &Arc<Inner> {
         &self.handle.inner
+    }
+
+    #[cfg(test)]
+    pub(crate) fn rpc(&self) -> Arc<Rpc> {
+        Arc::clone(&self.inner().rpc)
     }
 
     /// Whether both are the same node.

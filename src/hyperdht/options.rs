@@ -99,6 +99,8 @@ pub struct DhtOptions {
     pub ephemeral: Option<bool>,
     /// Whether to assume that nobody reaches us until others proved that they do.
     pub firewalled: bool,
+    /// Whether to have that proved right at the start, instead of once the node is stable.
+    pub quick_firewall: bool,
     /// The address at which others reach us, when it is known without asking.
     pub public_address: Option<SocketAddrV4>,
     /// Nodes known from an earlier run.
@@ -116,6 +118,7 @@ impl Default for DhtOptions {
             key_pair: KeyPair::generate(),
             ephemeral: None,
             firewalled: true,
+            quick_firewall: true,
             public_address: None,
             cached_nodes: Vec::new(),
             keep_alive: Duration::from_secs(5),

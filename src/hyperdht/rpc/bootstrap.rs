@@ -38,7 +38,7 @@ impl Rpc {
     /// The first queries; [`Rpc::ready`] turns true afterwards, whether or not anybody answered.
     pub(crate) async fn bootstrap(self: Arc<Self>) {
         let is_forced = self.options.ephemeral == Some(false);
-        let quick = lock(&self.state).firewalled && !is_forced;
+        let quick = self.options.quick_firewall && lock(&self.state).firewalled && !is_forced;
         for _ in 0..2 {
             let id = lock(&self.state).table.id();
             let is_reachable = self.first_query(id, quick).await;
@@ -252,4 +252,75 @@ impl Rpc {
 fn on_server_socket(reply: Reply) -> Option<(Reply, SocketAddrV4)> {
     let to = reply.to?;
     (reply.socket == SocketKind::Server).then_some((reply, to))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::hyperdht::rpc::Rpc;
+    use crate::hyperdht::rpc::message::node_id;
+    use crate::hyperdht::rpc::table::K;
+    use crate::hyperdht::{DhtOptions, HyperDht, Testnet};
+    use crate::sync::lock;
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+
+    async fn node(testnet: &Testnet, options: DhtOptions) -> (HyperDht, Arc<Rpc>) {
+        let node =
+            HyperDht::bind(DhtOptions { bootstrap: testnet.bootstrap(), ..options }).unwrap();
+        node.bootstrapped().await;
+        let rpc = node.rpc();
+        (node, rpc)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_stable_reachable_node_becomes_persistent_under_the_id_of_its_address() {
+        let testnet = Testnet::start(6).await.unwrap();
+        let (node, rpc) = node(&testnet, testnet.options()).await;
+        assert_eq!(rpc.id(), None);
+        assert!(rpc.update_network_state(false).await);
+        let SocketAddr::V4(address) = node.local_addr() else { unreachable!() };
+        assert_eq!(rpc.id(), Some(node_id(address)));
+        assert!(!node.status().ephemeral);
+        node.close().await;
+        testnet.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_that_was_told_to_stay_ephemeral_stays_so_after_its_stable_time() {
+        let testnet = Testnet::start(6).await.unwrap();
+        let options = DhtOptions { ephemeral: Some(true), ..testnet.options() };
+        let (node, rpc) = node(&testnet, options).await;
+        lock(&rpc.state).stable_ticks = 1;
+        rpc.on_tick(false);
+        assert_eq!(rpc.id(), None);
+        node.close().await;
+        testnet.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn after_sleep_a_node_starts_over_as_ephemeral() {
+        let testnet = Testnet::start(6).await.unwrap();
+        let (node, rpc) = node(&testnet, testnet.options()).await;
+        assert!(rpc.update_network_state(false).await);
+        rpc.on_tick(true);
+        assert_eq!(rpc.id(), None);
+        node.close().await;
+        testnet.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn without_bootstrap_nodes_a_node_is_ready_at_once_and_alone() {
+        let options = DhtOptions {
+            bootstrap: Vec::new(),
+            host: [127, 0, 0, 1].into(),
+            port: 0,
+            ..DhtOptions::default()
+        };
+        let node = HyperDht::bind(options).unwrap();
+        node.bootstrapped().await;
+        let status = node.status();
+        assert!(status.firewalled && status.ephemeral && status.nodes == 0);
+        assert!(lock(&node.rpc().state).table.closest(&[0; 32], K).is_empty());
+        node.close().await;
+    }
 }

@@ -55,7 +55,8 @@ impl Rpc {
         }
     }
 
-    fn on_tick(self: &Arc<Self>, slept: bool) {
+    /// One tick; `slept` when the machine seems to have been asleep since the last.
+    pub(crate) fn on_tick(self: &Arc<Self>, slept: bool) {
         let mut state = lock(&self.state);
         state.down_hints_sent = 0;
         state.tick += 1;

@@ -72,6 +72,8 @@ pub(crate) struct RpcOptions {
     pub ephemeral: Option<bool>,
     /// Whether to assume that nobody reaches us before it is proved.
     pub firewalled: bool,
+    /// Whether to have that proved by the first queries.
+    pub quick_firewall: bool,
     /// The address at which others reach us, when it is known without asking.
     pub public_address: Option<SocketAddrV4>,
     pub cached_nodes: Vec<SocketAddrV4>,
