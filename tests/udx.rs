@@ -201,6 +201,24 @@ async fn a_destroy_from_elsewhere_is_ignored() {
     exchange_word(&mut left, right).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_moves_to_other_sockets_while_it_carries_bytes() {
+    let (a, b) = (End::local(), End::local());
+    let (left, right) = connect(&a, &b);
+    let localhost = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let (new_a, new_b) = (a.udx.bind(localhost).unwrap(), b.udx.bind(localhost).unwrap());
+    let (left_handle, right_handle) = (left.handle(), right.handle());
+    let carried = tokio::spawn(exchange(left, right, 20_000_000));
+    while left_handle.stats().bytes_received < 1_000_000 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let (left_id, right_id) = (left_handle.local_id(), right_handle.local_id());
+    assert!(left_handle.change_remote(&new_a, right_id, new_b.local_addr()));
+    assert!(right_handle.change_remote(&new_b, left_id, new_a.local_addr()));
+    carried.await.unwrap();
+    assert_eq!(left_handle.remote_addr(), Some(new_b.local_addr()));
+}
+
 #[tokio::test]
 async fn a_handle_destroys_a_stream_that_was_boxed() {
     let (a, b) = (End::local(), End::local());

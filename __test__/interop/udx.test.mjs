@@ -162,6 +162,25 @@ test("a stream of npm's connects to whoever sends its first packet", async (t) =
   assert.equal(theirs.hash, (await ours.next('sent')).hash)
 })
 
+test('both sides move to other sockets while bytes go both ways', async (t) => {
+  const { js, ours, stream } = await connected(t)
+  const other = js.udx.createSocket()
+  other.bind(0, '127.0.0.1')
+  t.after(() => other.close())
+  ours.send({ do: 'receive' })
+  ours.send({ do: 'send', bytes: MEGABYTES })
+  ours.send({ do: 'end' })
+  const arriving = received(stream)
+  const sending = send(stream, MEGABYTES)
+  ours.send({ do: 'move', remoteId: stream.id, host: '127.0.0.1', port: other.address().port })
+  const { port } = await ours.next('moved')
+  await stream.changeRemote(other, stream.remoteId, port, '127.0.0.1')
+  const hash = await sending
+  stream.end()
+  assert.equal((await arriving).hash, (await ours.next('sent')).hash)
+  assert.equal((await ours.next('received')).hash, hash)
+})
+
 /** A process with one stream of npm's, to be killed. */
 const CHILD = `
   const UDX = require('udx-native')

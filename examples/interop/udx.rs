@@ -1,13 +1,13 @@
 //! `interop udx [host]`: one socket and one stream at a time, driven from stdin.
 //!
-//! `{"do": "stream"}` creates a stream; `connect`, `accept`, `send`, `receive`, `end`, `drop` and
-//! `destroy` act on it. `interop udx perf [megabytes]` measures two ends in this process.
+//! `{"do": "stream"}` creates a stream; `connect`, `accept`, `send`, `receive`, `move`, `end`, `drop`
+//! and `destroy` act on it. `interop udx perf [megabytes]` measures two ends in this process.
 
 use std::io::BufRead;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use alex_p2p::udx::{StreamOptions, Udx, UdxSocket, UdxStream};
+use alex_p2p::udx::{StreamHandle, StreamOptions, Udx, UdxSocket, UdxStream};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -19,10 +19,26 @@ type Problem = Box<dyn std::error::Error + Send + Sync>;
 #[serde(tag = "do", rename_all = "camelCase", rename_all_fields = "camelCase")]
 enum Command {
     Stream,
-    Connect { remote_id: u32, host: String, port: u16 },
-    Accept { remote_id: u32 },
-    Send { bytes: usize },
-    Receive { bytes: Option<usize> },
+    Connect {
+        remote_id: u32,
+        host: String,
+        port: u16,
+    },
+    Accept {
+        remote_id: u32,
+    },
+    Send {
+        bytes: usize,
+    },
+    Receive {
+        bytes: Option<usize>,
+    },
+    /// Moves the stream to a new socket and to where the other side will be.
+    Move {
+        remote_id: u32,
+        host: String,
+        port: u16,
+    },
     End,
     Drop,
     Destroy,
@@ -57,7 +73,7 @@ async fn serve(host: &str) -> Result<(), Problem> {
             }
         }
     });
-    let mut session = Session { udx, socket, stream: None, halves: None };
+    let mut session = Session { udx, socket, stream: None, handle: None, halves: None };
     while let Some(line) = commands.recv().await {
         session.act(serde_json::from_str(&line)?).await?;
     }
@@ -69,6 +85,7 @@ struct Session {
     socket: UdxSocket,
     /// Until the first read or write.
     stream: Option<UdxStream>,
+    handle: Option<StreamHandle>,
     halves: Option<(mpsc::Sender<Read>, mpsc::Sender<Write>)>,
 }
 
@@ -86,6 +103,7 @@ impl Session {
                 let stream = self.udx.create_stream(StreamOptions::default());
                 say(&json!({ "event": "stream", "id": stream.local_id() }));
                 let handle = stream.handle();
+                self.handle = Some(handle.clone());
                 tokio::spawn(async move {
                     let reason = handle.closed().await;
                     say(&json!({ "event": "closed", "reason": format!("{reason:?}") }));
@@ -107,6 +125,14 @@ impl Session {
             Command::Send { bytes } => self.halves().1.send(Write::Bytes(bytes)).await?,
             Command::End => self.halves().1.send(Write::End).await?,
             Command::Drop => (self.stream, self.halves) = (None, None),
+            Command::Move { remote_id, host, port } => {
+                let host = host.parse()?;
+                self.socket = self.udx.bind(SocketAddr::new(host, 0))?;
+                let handle = self.handle.as_ref().ok_or("no stream")?;
+                handle.change_remote(&self.socket, remote_id, SocketAddr::new(host, port));
+                let port = self.socket.local_addr().port();
+                say(&json!({ "event": "moved", "port": port }));
+            }
             Command::Destroy => self.stream()?.handle().destroy(),
         }
         Ok(())

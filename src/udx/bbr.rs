@@ -1,7 +1,8 @@
 //! Congestion control: a compact BBR (draft-cardwell-iccrg-bbr-congestion-control-00), as libudx has.
 //!
 //! The path is modelled by its bandwidth and its round-trip time, so that single losses do not slow a
-//! stream down. Loss counts only when a tenth of a round is gone: then a buffer on the path overflows.
+//! stream down. Loss counts only when a twentieth of a round is gone: then a buffer on the path (the
+//! receiver's socket, often) overflows, and what is on its way is held below what got through.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,11 @@ const MIN_PACKETS: u64 = 4;
 /// One batch, in bytes: what the sender's own offloading delays.
 const BATCH: f64 = 65_536.0;
 /// The share of a round that must be lost to count as congestion.
-const LOSS_THRESHOLD: f64 = 0.1;
+const LOSS_THRESHOLD: f64 = 0.05;
+/// Fewer lost packets than this in a round are chance.
+const LOSS_PACKETS: u64 = 8;
+/// A ceiling holds for so many round trips, then it is lifted slowly.
+const CEILING_ROUNDS: u32 = 64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -62,6 +67,7 @@ pub(super) struct Bbr {
     round_lost: u64,
     /// What the path was seen not to hold.
     ceiling: Option<f64>,
+    ceiling_holds_until: Instant,
 }
 
 impl Bbr {
@@ -90,6 +96,7 @@ impl Bbr {
             round_acked: 0,
             round_lost: 0,
             ceiling: None,
+            ceiling_holds_until: now,
         }
     }
 
@@ -144,7 +151,7 @@ impl Bbr {
         delivered: u64,
         in_flight: u64,
     ) {
-        self.update_round(sample, delivered, in_flight);
+        self.update_round(now, sample, delivered);
         self.update_bandwidth(sample);
         self.check_full_pipe(sample);
         self.update_cycle(now, sample, in_flight);
@@ -152,7 +159,7 @@ impl Bbr {
         self.update_cwnd(sample, delivered, in_flight);
     }
 
-    fn update_round(&mut self, sample: &RateSample, delivered: u64, in_flight: u64) {
+    fn update_round(&mut self, now: Instant, sample: &RateSample, delivered: u64) {
         self.round_acked += sample.newly_acked;
         self.round_lost += sample.newly_lost;
         self.round_started = sample.newly_acked > 0 && sample.prior_delivered >= self.round_ends_at;
@@ -162,17 +169,16 @@ impl Bbr {
         self.round_ends_at = delivered;
         self.round += 1;
         let total = (self.round_acked + self.round_lost) as f64;
-        let congested =
-            self.round_lost > 8 * self.packet && self.round_lost as f64 > total * LOSS_THRESHOLD;
-        if congested {
-            let held = (in_flight as f64).max(self.round_acked as f64) * 0.85;
-            self.ceiling = Some(held.max(self.bdp()));
+        let is_congested = self.round_lost > LOSS_PACKETS * self.packet
+            && self.round_lost as f64 > total * LOSS_THRESHOLD;
+        if is_congested {
+            let through = self.max_bandwidth() * self.min_rtt.unwrap_or_default().as_secs_f64();
+            self.ceiling = Some((self.round_acked as f64 * 0.9).max(through));
+            self.ceiling_holds_until = now + self.rtt() * CEILING_ROUNDS;
             self.pipe_is_full |= self.mode == Mode::Startup;
-        } else if let Some(ceiling) = &mut self.ceiling {
-            *ceiling *= 1.125;
-            if *ceiling > 4.0 * self.cwnd as f64 {
-                self.ceiling = None;
-            }
+        } else if let Some(ceiling) = self.ceiling.filter(|_| now >= self.ceiling_holds_until) {
+            let lifted = ceiling * 1.05;
+            self.ceiling = (lifted < CWND_GAIN * self.bdp() + 3.0 * BATCH).then_some(lifted);
         }
         self.round_acked = 0;
         self.round_lost = 0;

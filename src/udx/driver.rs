@@ -105,6 +105,20 @@ impl Shared {
         socket.runtime().spawn(Arc::clone(self).run());
     }
 
+    pub(super) fn change_remote(&self, socket: &UdxSocket, id: u32, remote: SocketAddr) -> bool {
+        let mut state = lock(&self.state);
+        if !state.machine.change_remote(Instant::now(), canonical(remote), id) {
+            return false;
+        }
+        let before = state.socket.replace(socket.clone());
+        state.blocked = None;
+        self.flush(&mut state);
+        self.wake(&mut state);
+        drop(state);
+        drop(before);
+        true
+    }
+
     /// Takes packets with this stream's id; [`Self::drive`] follows.
     pub(super) fn receive<'a>(
         &self,

@@ -274,6 +274,7 @@ async fn receive(inner: Arc<Inner>, handle: Weak<Handle>, datagrams: mpsc::Sende
             () = inner.closed.cancelled() => break,
             ready = inner.io.readable() => if ready.is_err() { failures += 1 },
         }
+        let mut is_drained = false;
         for _ in 0..READS_PER_TURN {
             let mut metas = [RecvMeta::default(); quinn_udp::BATCH_SIZE];
             let mut buffers: Vec<_> = storage.chunks_mut(size).map(IoSliceMut::new).collect();
@@ -302,7 +303,10 @@ async fn receive(inner: Arc<Inner>, handle: Weak<Handle>, datagrams: mpsc::Sende
                         stream.drive();
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    is_drained = true;
+                    break;
+                }
                 // Windows reports an unreachable earlier destination here: no reason to stop.
                 Err(error) => {
                     debug!(%error, "reading a UDP socket");
@@ -313,7 +317,7 @@ async fn receive(inner: Arc<Inner>, handle: Weak<Handle>, datagrams: mpsc::Sende
         }
         if failures > 0 {
             tokio::time::sleep(Duration::from_millis(u64::from(failures.min(100)))).await;
-        } else {
+        } else if !is_drained {
             tokio::task::yield_now().await;
         }
     }

@@ -171,6 +171,15 @@ impl StreamHandle {
         self.shared.with(|state| state.machine.stats())
     }
 
+    /// Moves a connected stream to another socket, address or id of the other side, which does the same:
+    /// from a relay to the direct path, for example. Nothing that is on its way is lost by it.
+    /// False when the stream is not connected.
+    ///
+    /// Packets from the address before count for another 10 s.
+    pub fn change_remote(&self, socket: &UdxSocket, remote_id: u32, remote: SocketAddr) -> bool {
+        self.shared.change_remote(socket, remote_id, remote)
+    }
+
     /// Ends the stream at once, with a DESTROY to the other side.
     pub fn destroy(&self) {
         self.shared.destroy();

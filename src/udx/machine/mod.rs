@@ -32,7 +32,9 @@ const MAX_KEPT: usize = 64;
 /// Longer packets are not kept (bytes).
 const MAX_KEPT_SIZE: usize = 2048;
 /// A closed stream answers for so long, so that the other side hears how it ended.
-const LINGER: Duration = Duration::from_secs(3);
+const LINGER: Duration = Duration::from_secs(10);
+/// Packets from where the other side was count for so long after it moved.
+const PREVIOUS_REMOTE: Duration = Duration::from_secs(10);
 /// What was written before the stream was let go has so long to arrive.
 const DETACHED_FLUSH: Duration = Duration::from_secs(30);
 /// After that the other side has so long to end its half.
@@ -64,6 +66,8 @@ pub(super) struct Machine {
     phase: Phase,
     closed: Option<CloseReason>,
     remote: Option<Remote>,
+    /// Where the other side was before it moved, and how long packets from there still count.
+    previous: Option<(SocketAddr, Instant)>,
     incoming: Incoming,
     outgoing: Outgoing,
     recovery: Recovery,
@@ -85,6 +89,7 @@ pub(super) struct Machine {
     ack_due: bool,
     heartbeat_due: bool,
     destroy_due: bool,
+    end_due: bool,
     tail_probe_due: bool,
     /// Nobody holds the stream any more; destroyed at that time at the latest.
     detached_until: Option<Instant>,
@@ -104,6 +109,7 @@ impl Machine {
             phase: Phase::Unconnected,
             closed: None,
             remote: None,
+            previous: None,
             incoming: Incoming::new(options.receive_window),
             outgoing: Outgoing::new(options.send_buffer.min(MIN_SEND_BUFFER)),
             recovery: Recovery::new(),
@@ -121,6 +127,7 @@ impl Machine {
             ack_due: false,
             heartbeat_due: false,
             destroy_due: false,
+            end_due: false,
             tail_probe_due: false,
             detached_until: None,
             kept: Vec::new(),
@@ -145,6 +152,27 @@ impl Machine {
             self.handle_packet(now, from, &packet);
         }
         true
+    }
+
+    /// Sends to `addr` from now on (libudx: `udx_stream_change_remote`). What is known of the path starts
+    /// over. False when the stream is not connected.
+    pub(super) fn change_remote(&mut self, now: Instant, addr: SocketAddr, id: u32) -> bool {
+        let Some(before) = self.remote.filter(|_| self.phase == Phase::Connected) else {
+            return false;
+        };
+        self.previous = Some((before.addr, now + PREVIOUS_REMOTE));
+        self.remote = Some(Remote { addr, id });
+        self.mtu = MtuSearch::new(addr.is_ipv4());
+        self.congestion = Bbr::new(now, self.mtu.packet_size() as u64, id);
+        // The other side learns the new address from a packet.
+        self.heartbeat_due = true;
+        true
+    }
+
+    fn is_from_remote(&self, now: Instant, from: SocketAddr) -> bool {
+        let previous = self.previous.filter(|(_, until)| now < *until).map(|(addr, _)| addr);
+        let mut known = self.remote.map(|remote| remote.addr).into_iter().chain(previous);
+        known.any(|addr| addr.ip() == from.ip() && addr.port() == from.port())
     }
 
     /// Takes bytes to send; zero when there is no room.
@@ -245,11 +273,9 @@ impl Machine {
             _ => Phase::Gone,
         };
         self.kept.clear();
-        if reason != CloseReason::Ended {
-            // What cannot arrive any more need not be held.
-            self.bytes_sent = self.outgoing.sent();
-            self.outgoing.clear();
-        }
+        // What has arrived, or cannot any more, need not be held.
+        self.bytes_sent = self.outgoing.sent();
+        self.outgoing.clear();
     }
 
     /// Both halves ended: the stream is closed.

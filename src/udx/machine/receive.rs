@@ -14,15 +14,15 @@ const MAX_DESTROY_AHEAD: u64 = 1 << 16;
 impl Machine {
     /// Takes a packet with this stream's id.
     ///
-    /// Ignored: packets from another address than the other side's, and those that acknowledge what was
-    /// never sent. An id is no secret from an observer, and a DESTROY ends a stream.
+    /// Ignored: packets from another address than the other side's (for a while also the one it moved
+    /// away from), and those that acknowledge what was never sent. libudx takes packets from anywhere,
+    /// but an id is no secret from an observer, and a DESTROY ends a stream.
     pub(in crate::udx) fn handle_packet(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
-        let Some(remote) = self.remote else {
+        if self.remote.is_none() {
             self.keep(from, bytes);
             return;
-        };
-        let is_peer = from.ip() == remote.addr.ip() && from.port() == remote.addr.port();
-        if !is_peer || self.phase == Phase::Gone {
+        }
+        if !self.is_from_remote(now, from) || self.phase == Phase::Gone {
             return;
         }
         let Some(packet) = Packet::decode(bytes) else { return };
@@ -72,8 +72,11 @@ impl Machine {
             self.phase = Phase::Gone;
         } else if self.closed == Some(CloseReason::Destroyed) {
             self.destroy_due = true;
-        } else if packet.has(flags::DATA | flags::END | flags::HEARTBEAT) {
+        } else if packet.has(flags::END) {
             self.ack_due = true;
+        } else if packet.has(flags::DATA | flags::HEARTBEAT) {
+            // It does not know of our END, or it would be silent.
+            self.end_due = true;
         }
     }
 

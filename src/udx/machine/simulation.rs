@@ -265,9 +265,8 @@ pub(super) fn deliver_everything(seed: u64) -> Result<(), String> {
     // One side may be connected later than packets reach it.
     pair.connect(0);
     if dice.below(2) == 0 {
-        for _ in 0..dice.below(20) {
-            pair.step();
-        }
+        let late = Duration::from_millis(dice.below(2000));
+        pair.run(late, |_| false);
     }
     pair.connect(1);
     let finished = pair.run(Duration::from_secs(120), Pair::both_closed);

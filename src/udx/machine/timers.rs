@@ -92,9 +92,10 @@ impl Machine {
 
     fn handle_retransmission_timeout(&mut self, now: Instant) {
         // libudx forgets a stream once both halves ended, so the last acknowledgement comes once or
-        // never. When nothing but that is missing, the stream has ended.
+        // never. When nothing but that is missing and nobody answers, the stream has ended.
         let only_end = self.incoming.has_ended() && self.outgoing.awaits_only_end();
-        if only_end && self.recovery.timeouts() >= 1 {
+        let silent = now.saturating_duration_since(self.liveness.heard_at);
+        if only_end && self.recovery.timeouts() >= 2 && silent >= SILENCE {
             self.close(now, CloseReason::Ended);
             return;
         }

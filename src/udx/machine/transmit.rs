@@ -39,6 +39,12 @@ impl Machine {
             self.write_control(remote, flags::HEARTBEAT, out);
             return Some(Transmit { segment: None });
         }
+        if std::mem::take(&mut self.end_due) {
+            let seq = self.outgoing.next().saturating_sub(1);
+            let header = self.header(remote, flags::END, seq);
+            out.extend_from_slice(&header.encode());
+            return Some(Transmit { segment: None });
+        }
         // With gaps to report the acknowledgement cannot ride on data.
         if self.ack_due && self.incoming.has_gaps() {
             self.write_ack(remote, out);
