@@ -1,5 +1,6 @@
 //! Peer-to-peer book sharing for self-hosted e-book servers, on the Hypercore stack's own wire.
 
+pub mod bindings;
 pub mod catalog;
 pub mod crypto;
 pub mod discovery;
@@ -12,6 +13,7 @@ pub mod identity;
 pub mod node;
 pub mod peers;
 pub mod protomux;
+mod rate_limit;
 pub mod secret_stream;
 pub mod store;
 mod sync;

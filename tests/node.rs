@@ -1,14 +1,15 @@
 //! Two whole nodes over a DHT in the process: pairing, browsing, a book.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use std::num::NonZeroU32;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use alex_p2p::catalog::{Book, ListOptions};
 use alex_p2p::discovery::DiscoveryOptions;
 use alex_p2p::error::ErrorCode;
 use alex_p2p::hyperdht::Testnet;
-use alex_p2p::node::{Node, NodeOptions};
+use alex_p2p::node::{Limits, Node, NodeOptions};
 use alex_p2p::peers::AddOptions;
 use alex_p2p::transfer::{BookRequest, BookSource, Policy, State};
 
@@ -34,45 +35,86 @@ async fn until(node: &Node, what: &str, mut done: impl FnMut(&Node) -> bool) {
     tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("waited for {what}"));
 }
 
+/// A lender with one book of these bytes, and a reader that is connected to it and knows its catalog.
+struct Pair {
+    testnet: Testnet,
+    lender: Node,
+    reader: Node,
+    dirs: [tempfile::TempDir; 2],
+}
+
+impl Pair {
+    async fn with_book(bytes: &[u8], limits: Limits) -> Self {
+        let testnet = Testnet::start(3).await.unwrap();
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let lender = NodeOptions { limits, ..options(dirs[0].path(), &testnet) };
+        let lender = Node::open(lender).await.unwrap();
+        let reader = Node::open(options(dirs[1].path(), &testnet)).await.unwrap();
+
+        let file = dirs[0].path().join("a book.epub");
+        std::fs::write(&file, bytes).unwrap();
+        let json = serde_json::json!({"id": "book-1", "title": "A Book", "author": "Somebody", "format": "epub"});
+        let entry = serde_json::from_value(json).unwrap();
+        let book = Book { entry, source: Some(BookSource::Path(file)) };
+        lender.catalog().publish(vec![book]).await.unwrap();
+
+        let add = AddOptions::default();
+        reader
+            .peers()
+            .add(&lender.identity().invite_link(Some("lender")), add.clone())
+            .await
+            .unwrap();
+        lender.peers().add(&reader.identity().public_key_text(), add).await.unwrap();
+        let key = lender.identity().public_key();
+        until(&reader, "the lender", |node| node.peers().get(&key).unwrap().is_online).await;
+        until(&reader, "the catalog", |node| {
+            node.catalog().of(key).list(&ListOptions::default()).unwrap().total == 1
+        })
+        .await;
+        Self { testnet, lender, reader, dirs }
+    }
+
+    async fn fetch(&self) -> Vec<u8> {
+        let peer = self.lender.identity().public_key_text();
+        let request = BookRequest { peer, book_id: "book-1".into(), save_to: None };
+        let transfer = self.reader.transfers().request(request).await.unwrap();
+        let info = tokio::time::timeout(PATIENCE, transfer.done()).await.unwrap().unwrap();
+        assert_eq!(info.state, State::Completed);
+        std::fs::read(info.path.unwrap()).unwrap()
+    }
+
+    async fn close(self) {
+        self.reader.close().await;
+        self.lender.close().await;
+        self.testnet.close().await;
+        drop(self.dirs);
+    }
+}
+
+fn noise(count: u32) -> Vec<u8> {
+    (0..count).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_servers_pair_browse_and_share_a_book() {
-    let testnet = Testnet::start(3).await.unwrap();
-    let (left, right) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let lender = Node::open(options(left.path(), &testnet)).await.unwrap();
-    let reader = Node::open(options(right.path(), &testnet)).await.unwrap();
-
-    let bytes: Vec<u8> =
-        (0..3_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    let file = left.path().join("a book.epub");
-    std::fs::write(&file, &bytes).unwrap();
-    let json = serde_json::json!({
-        "id": "book-1", "title": "A Book", "author": "Somebody", "format": "epub", "sizeBytes": bytes.len(),
-    });
-    let book =
-        Book { entry: serde_json::from_value(json).unwrap(), source: Some(BookSource::Path(file)) };
-    lender.catalog().publish(vec![book]).await.unwrap();
-
-    let add = AddOptions::default();
-    reader.peers().add(&lender.identity().invite_link(Some("lender")), add.clone()).await.unwrap();
-    lender.peers().add(&reader.identity().public_key_text(), add).await.unwrap();
-    let key = lender.identity().public_key();
-    until(&reader, "the lender to be online", |node| node.peers().get(&key).unwrap().is_online)
-        .await;
-    until(&reader, "the catalog", |node| {
-        node.catalog().of(key).list(&ListOptions::default()).unwrap().total == 1
-    })
-    .await;
-
-    let request = BookRequest { peer: key.to_z32(), book_id: "book-1".into(), save_to: None };
-    let transfer = reader.transfers().request(request).await.unwrap();
-    let info = tokio::time::timeout(PATIENCE, transfer.done()).await.unwrap().unwrap();
-    assert_eq!(info.state, State::Completed);
-    assert_eq!(std::fs::read(info.path.unwrap()).unwrap(), bytes);
-
-    reader.close().await;
-    lender.close().await;
+    let bytes = noise(3_000_000);
+    let pair = Pair::with_book(&bytes, Limits::default()).await;
+    assert_eq!(pair.fetch().await, bytes);
+    let reader = pair.reader.clone();
+    pair.close().await;
     assert_eq!(reader.status().unwrap_err().code, ErrorCode::Closed);
-    testnet.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_limit_is_kept() {
+    let bytes = noise(600_000);
+    let limits = Limits { upload_bytes_per_second: NonZeroU32::new(300_000), ..Limits::default() };
+    let pair = Pair::with_book(&bytes, limits).await;
+    let begun = Instant::now();
+    assert_eq!(pair.fetch().await, bytes);
+    // Without what a burst allows, and without the last block, which nothing waits for.
+    assert!(begun.elapsed() >= Duration::from_secs_f64((600_000. - 37_500. - 65_536.) / 300_000.));
+    pair.close().await;
 }
 
 #[tokio::test]

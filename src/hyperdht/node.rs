@@ -15,7 +15,6 @@ use super::error::{AnnounceError, ConnectError, ListenError};
 use super::messages::commands;
 use super::options::{ConnectOptions, DhtOptions, Firewall, JoinOptions};
 use super::router::{self, RELAY_RATE};
-use super::rpc::io::RateLimit;
 use super::rpc::message::NodeId;
 use super::rpc::nat::NatView;
 use super::rpc::socket::Socket;
@@ -24,6 +23,7 @@ use super::server::{Server, ServerShared};
 use super::store::{Store, Stored, target_of};
 use super::topic::{self, Announcement, Topic};
 use crate::crypto::{KeyPair, PublicKey};
+use crate::rate_limit::RateLimit;
 use crate::sync::lock;
 use crate::udx::{StreamHandle, Udx};
 

@@ -24,7 +24,7 @@ use crate::hypercore::replicator::Replicator;
 use crate::hyperdht::HyperDht;
 use crate::identity::{DataDirLock, Identity};
 use crate::peers::{Connections, Peers, check_nickname};
-use crate::store::Database;
+use crate::store::{CoreStore, Database};
 use crate::transfer::message::{Hello, VERSION};
 use crate::transfer::{PeerRules, Policy, TransferOptions, Transfers};
 
@@ -85,8 +85,11 @@ impl Node {
         let database = Database::open(&options.data_dir.join("p2p.db"))?;
         let events = Events::open(&database).await?;
         let peers = Peers::open(&database, identity.public_key(), &events).await?;
-        let storage: Arc<dyn Storage> = Arc::new(crate::hypercore::MemoryStorage::new());
-        let replicator = Replicator::new();
+        let storage: Arc<dyn Storage> = Arc::new(CoreStore::new(database.clone()));
+        let replicator = options
+            .limits
+            .upload_bytes_per_second
+            .map_or_else(Replicator::new, Replicator::with_upload_limit);
         let catalog = Catalog::open(CatalogOptions {
             database: database.clone(),
             storage: Arc::clone(&storage),

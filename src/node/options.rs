@@ -1,6 +1,7 @@
 //! How a node is opened.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -45,7 +46,7 @@ pub struct NodeOptions {
     pub books_dir: Option<PathBuf>,
 }
 
-/// Limits on what each peer may use. Absent ones have their defaults.
+/// Limits on what peers may use. Absent ones have their defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Limits {
@@ -55,19 +56,21 @@ pub struct Limits {
     pub transfers_at_once: usize,
     /// The largest book, in bytes. 4 GiB by default.
     pub book_bytes: u64,
+    /// How many bytes a second all peers together are sent; without a limit when absent.
+    pub upload_bytes_per_second: Option<NonZeroU32>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         let TransferLimits { open_requests, transfers_at_once, book_bytes } =
             TransferLimits::default();
-        Self { open_requests, transfers_at_once, book_bytes }
+        Self { open_requests, transfers_at_once, book_bytes, upload_bytes_per_second: None }
     }
 }
 
 impl From<Limits> for TransferLimits {
     fn from(limits: Limits) -> Self {
-        let Limits { open_requests, transfers_at_once, book_bytes } = limits;
+        let Limits { open_requests, transfers_at_once, book_bytes, .. } = limits;
         Self { open_requests, transfers_at_once, book_bytes }
     }
 }

@@ -8,7 +8,7 @@
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::time::sleep_until;
@@ -20,6 +20,7 @@ use super::{EventKind, Replicator, Violation};
 use crate::hypercore::messages::{Message, NoData, NoDataReason, Request};
 use crate::hypercore::{Applied, ApplyError, CoreError};
 use crate::protomux::{self, Channel};
+use crate::sync::lock;
 
 /// How many messages, and how many of their bytes, are taken at once.
 const BATCH_MESSAGES: usize = 512;
@@ -215,14 +216,16 @@ async fn answer(
             blocks += 1;
             bytes += block.value.len() as u64;
         }
+        let wait = throttle(replicator, &message);
         let encoded = message.encode();
         waiting += encoded.len();
         batch.push((message.kind(), encoded));
-        if waiting >= ANSWER_BYTES {
+        if waiting >= ANSWER_BYTES || !wait.is_zero() {
             waiting = 0;
             if channel.send_batch(&std::mem::take(&mut batch)).await.is_err() {
                 return Ok(false);
             }
+            tokio::time::sleep(wait).await;
         }
     }
     if !batch.is_empty() && channel.send_batch(&batch).await.is_err() {
@@ -232,6 +235,15 @@ async fn answer(
         membership.uploaded(blocks, bytes);
     }
     Ok(true)
+}
+
+/// How long the upload limit makes everybody wait after this message.
+fn throttle(replicator: &Replicator, message: &Message) -> Duration {
+    let (Some(limit), Message::Data(data)) = (&replicator.inner.upload_limit, message) else {
+        return Duration::ZERO;
+    };
+    let bytes = data.block.as_ref().map_or(0, |block| block.value.len() as u64);
+    lock(limit).charge(bytes)
 }
 
 struct InvalidRequest;

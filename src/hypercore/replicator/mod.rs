@@ -26,6 +26,7 @@ mod simulation;
 mod swarm;
 mod upload;
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use tokio::sync::broadcast;
@@ -34,6 +35,7 @@ use super::{Core, CoreError};
 use crate::crypto::{Hash, PublicKey};
 use crate::encoding::DecodeError;
 use crate::protomux::Protomux;
+use crate::rate_limit::RateLimit;
 
 use swarm::Swarm;
 
@@ -155,7 +157,16 @@ impl Replicator {
     /// A replicator without cores and connections.
     #[must_use]
     pub fn new() -> Self {
-        Self { inner: Arc::new(registry::Inner::new()) }
+        Self { inner: Arc::new(registry::Inner::new(None)) }
+    }
+
+    /// A replicator that sends all peers together at most so many bytes of blocks a second.
+    #[must_use]
+    pub fn with_upload_limit(bytes_per_second: NonZeroU32) -> Self {
+        let rate = bytes_per_second.get();
+        // Short bursts, so that even small books come at the rate.
+        let limit = RateLimit::new(rate, (rate / 8).max(1));
+        Self { inner: Arc::new(registry::Inner::new(Some(limit))) }
     }
 
     /// Replicates a core over all connections, now and later, as far as the policy says. One that was

@@ -20,6 +20,7 @@ use super::{Event, EventKind, PROTOCOL, Replicator, Violation};
 use crate::crypto::{Hash, PublicKey};
 use crate::hypercore::messages::Handshake;
 use crate::protomux::{Channel, ChannelOptions, Protomux, RemoteOpen};
+use crate::rate_limit::RateLimit;
 use crate::sync::lock;
 
 /// How many bytes of a channel's messages may wait here before the connection is read no further.
@@ -36,6 +37,8 @@ pub(super) struct Inner {
     connections: Mutex<HashMap<u64, Arc<Connection>>>,
     next_connection: AtomicU64,
     pub(super) events: broadcast::Sender<Event>,
+    /// What all peers together may be sent.
+    pub(super) upload_limit: Option<Mutex<RateLimit>>,
 }
 
 struct Connection {
@@ -49,12 +52,13 @@ struct Connection {
 }
 
 impl Inner {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(upload_limit: Option<RateLimit>) -> Self {
         Self {
             swarms: Mutex::default(),
             connections: Mutex::default(),
             next_connection: AtomicU64::new(0),
             events: broadcast::channel(EVENTS).0,
+            upload_limit: upload_limit.map(Mutex::new),
         }
     }
 }

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
-use tokio::time::Instant;
 
 use super::congestion::CongestionWindow;
 use super::message::{NodeId, Response, Token, node_id};
@@ -283,34 +282,5 @@ impl Drop for Guard<'_> {
         }
         drop(state);
         self.io.room.notify_one();
-    }
-}
-
-/// A limit on how often something may happen: `burst` at once, `rate` a second over time.
-#[derive(Debug)]
-pub(crate) struct RateLimit {
-    rate: f64,
-    burst: f64,
-    left: f64,
-    at: Instant,
-}
-
-impl RateLimit {
-    pub(crate) fn new(rate: u32, burst: u32) -> Self {
-        let burst = f64::from(burst);
-        Self { rate: f64::from(rate), burst, left: burst, at: Instant::now() }
-    }
-
-    /// Whether it may happen now; counts it if so.
-    pub(crate) fn allow(&mut self) -> bool {
-        let now = Instant::now();
-        let elapsed = now.duration_since(self.at).as_secs_f64();
-        self.at = now;
-        self.left = (self.left + elapsed * self.rate).min(self.burst);
-        if self.left < 1.0 {
-            return false;
-        }
-        self.left -= 1.0;
-        true
     }
 }

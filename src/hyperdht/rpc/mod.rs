@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::io::{Attempts, Io, RateLimit, Reply, RequestError};
+use self::io::{Attempts, Io, Reply, RequestError};
 use self::message::{NodeId, Request, Token, wire_address};
 use self::nat::{NatSampler, NatView};
 use self::socket::{Socket, SocketKind};
@@ -34,6 +34,7 @@ use self::table::{K, RoutingTable, TableNode, Tick};
 use super::cache::ExpiringMap;
 use super::options::BootstrapNode;
 use crate::crypto;
+use crate::rate_limit::RateLimit;
 use crate::sync::lock;
 use crate::udx::Udx;
 

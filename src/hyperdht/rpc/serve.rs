@@ -4,12 +4,13 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::io::{RateLimit, validated_id};
+use super::io::validated_id;
 use super::message::{Message, NodeId, Request, node_id};
 use super::socket::{Socket, SocketKind};
 use super::{Answer, Incoming, Rpc};
 use crate::crypto;
 use crate::encoding::Reader;
+use crate::rate_limit::RateLimit;
 use crate::sync::lock;
 use crate::udx::Datagram;
 

@@ -1,0 +1,4 @@
+//! The library in other languages. A binding converts values and errors and does nothing else.
+
+#[cfg(feature = "node")]
+pub mod node;

@@ -1,0 +1,225 @@
+//! `CatalogFeed` and `PeerCatalog`: the books that servers offer.
+
+use napi::Env;
+use napi::bindgen_prelude::Unknown;
+use napi_derive::napi;
+
+use super::argument::{is_missing, string};
+use super::book::{books, provider};
+use super::call::{Promised, call, on_disk};
+use super::error::{Code, invalid};
+use super::json::{Json, UNDEFINED, from_js};
+use super::life::Life;
+use super::peer_manager::public_key;
+use crate::catalog::{self, Catalog, ListOptions};
+use crate::error::Result;
+
+/// This server's catalog: the books that it offers to its peers, as a Hypercore that they follow live.
+/// From `node.catalog`.
+#[napi]
+pub struct CatalogFeed {
+    catalog: Catalog,
+    life: Life,
+}
+
+/// A peer's catalog as it is known here; it can be browsed while the peer is offline. From
+/// `node.catalog.of(key)`.
+#[napi]
+pub struct PeerCatalog {
+    catalog: catalog::PeerCatalog,
+    life: Life,
+}
+
+impl CatalogFeed {
+    pub(super) fn new(catalog: Catalog, life: Life) -> Self {
+        Self { catalog, life }
+    }
+}
+
+#[napi]
+impl CatalogFeed {
+    /// The feed's key, as 52 z32 characters.
+    #[napi(getter)]
+    pub fn key(&self) -> String {
+        z32::encode(&self.catalog.key())
+    }
+
+    /// The feed's length in entries; it grows with each change.
+    #[napi(getter)]
+    pub fn length(&self) -> f64 {
+        self.catalog.length() as f64
+    }
+
+    /// Adds books, or describes them anew; only what changed is appended, all or nothing, and it is on
+    /// disk when the promise resolves. Rejects with `ERR_INVALID_ARGUMENT` when a book breaks a limit.
+    #[napi(
+        ts_args_type = "books: Book[], options?: WaitOptions",
+        ts_return_type = "Promise<CatalogChanges>"
+    )]
+    pub fn publish<'env>(
+        &self,
+        env: &'env Env,
+        list: Unknown<'env>,
+        options: Option<Unknown<'env>>,
+    ) -> Promised<'env> {
+        let catalog = self.catalog.clone();
+        call(env, &self.life, options, |_| {
+            let list = books(env, list)?;
+            Ok(async move { Json::new(&catalog.publish(list).await?) })
+        })
+    }
+
+    /// Takes books off the catalog; ids that are not on it are ignored. Transfers that run go on.
+    #[napi(
+        ts_args_type = "ids: string[], options?: WaitOptions",
+        ts_return_type = "Promise<CatalogChanges>"
+    )]
+    pub fn unpublish<'env>(
+        &self,
+        env: &'env Env,
+        ids: Unknown<'env>,
+        options: Option<Unknown<'env>>,
+    ) -> Promised<'env> {
+        let catalog = self.catalog.clone();
+        call(env, &self.life, options, |_| {
+            let ids: Vec<String> = from_js(env, ids, "ids")?;
+            Ok(async move { Json::new(&catalog.unpublish(ids).await?) })
+        })
+    }
+
+    /// Makes the catalog exactly these books: appends what is new or changed, removes what is missing,
+    /// leaves the rest alone. Cheap when little changed: call it at every start with the whole library.
+    #[napi(
+        ts_args_type = "books: Book[], options?: WaitOptions",
+        ts_return_type = "Promise<CatalogChanges>"
+    )]
+    pub fn sync<'env>(
+        &self,
+        env: &'env Env,
+        list: Unknown<'env>,
+        options: Option<Unknown<'env>>,
+    ) -> Promised<'env> {
+        let catalog = self.catalog.clone();
+        call(env, &self.life, options, |_| {
+            let list = books(env, list)?;
+            Ok(async move { Json::new(&catalog.sync(list).await?) })
+        })
+    }
+
+    /// A page of this server's own catalog.
+    #[napi(ts_args_type = "options?: ListOptions", ts_return_type = "Promise<CatalogPage>")]
+    pub fn list<'env>(&self, env: &'env Env, options: Option<Unknown<'env>>) -> Promised<'env> {
+        let catalog = self.catalog.clone();
+        call(env, &self.life, options, |_| {
+            let options = list_options(env, options)?;
+            Ok(on_disk(move || Json::new(&catalog.list(&options)?)))
+        })
+    }
+
+    /// One of this server's own books; `null` when it is not on the catalog.
+    #[napi(
+        ts_args_type = "bookId: string, options?: WaitOptions",
+        ts_return_type = "Promise<BookEntry | null>"
+    )]
+    pub fn get<'env>(
+        &self,
+        env: &'env Env,
+        book_id: Unknown<'env>,
+        options: Option<Unknown<'env>>,
+    ) -> Promised<'env> {
+        let catalog = self.catalog.clone();
+        call(env, &self.life, options, |_| {
+            let id = string(book_id, "bookId")?;
+            Ok(on_disk(move || Json::new(&catalog.get(&id)?)))
+        })
+    }
+
+    /// What is known of this server's own catalog.
+    #[napi(
+        ts_args_type = "options?: WaitOptions",
+        ts_return_type = "Promise<CatalogStatus | null>"
+    )]
+    pub fn status<'env>(&self, env: &'env Env, options: Option<Unknown<'env>>) -> Promised<'env> {
+        let catalog = self.catalog.clone();
+        call(env, &self.life, options, |_| Ok(on_disk(move || Json::new(&catalog.status()?))))
+    }
+
+    /// Says who is asked for books that were published with a function in an earlier run, until they
+    /// are published again; `null` for nobody.
+    #[napi(ts_args_type = "provider: BookProvider | null", ts_return_type = "void")]
+    pub fn set_provider(&self, function: Unknown<'_>) -> napi::Result<(), Code> {
+        self.life.check()?;
+        let function = if is_missing(&function) { None } else { Some(provider(function)?) };
+        self.catalog.set_provider(function);
+        Ok(UNDEFINED)
+    }
+
+    /// A peer's catalog. Throws `ERR_INVALID_KEY` for what is no key; one of which nothing is known yet
+    /// is empty.
+    #[napi(ts_args_type = "peerKey: string", ts_return_type = "PeerCatalog")]
+    pub fn of(&self, key: Unknown<'_>) -> napi::Result<PeerCatalog, Code> {
+        self.life.check()?;
+        let catalog = self.catalog.of(public_key(key)?);
+        Ok(PeerCatalog { catalog, life: self.life.clone() })
+    }
+}
+
+#[napi]
+impl PeerCatalog {
+    /// Whose catalog it is.
+    #[napi(getter)]
+    pub fn peer(&self) -> String {
+        self.catalog.peer().to_z32()
+    }
+
+    /// A page of the catalog, as far as it has arrived here.
+    #[napi(ts_args_type = "options?: ListOptions", ts_return_type = "Promise<CatalogPage>")]
+    pub fn list<'env>(&self, env: &'env Env, options: Option<Unknown<'env>>) -> Promised<'env> {
+        let catalog = self.catalog.clone();
+        call(env, &self.life, options, |_| {
+            let options = list_options(env, options)?;
+            Ok(on_disk(move || Json::new(&catalog.list(&options)?)))
+        })
+    }
+
+    /// One book; `null` when it is not on offer, or not known yet.
+    #[napi(
+        ts_args_type = "bookId: string, options?: WaitOptions",
+        ts_return_type = "Promise<BookEntry | null>"
+    )]
+    pub fn get<'env>(
+        &self,
+        env: &'env Env,
+        book_id: Unknown<'env>,
+        options: Option<Unknown<'env>>,
+    ) -> Promised<'env> {
+        let catalog = self.catalog.clone();
+        call(env, &self.life, options, |_| {
+            let id = string(book_id, "bookId")?;
+            Ok(on_disk(move || Json::new(&catalog.get(&id)?)))
+        })
+    }
+
+    /// How much of the catalog is here, and when it last changed; `null` until its feed is known.
+    #[napi(
+        ts_args_type = "options?: WaitOptions",
+        ts_return_type = "Promise<CatalogStatus | null>"
+    )]
+    pub fn status<'env>(&self, env: &'env Env, options: Option<Unknown<'env>>) -> Promised<'env> {
+        let catalog = self.catalog.clone();
+        call(env, &self.life, options, |_| Ok(on_disk(move || Json::new(&catalog.status()?))))
+    }
+}
+
+fn list_options(env: &Env, options: Option<Unknown<'_>>) -> Result<ListOptions> {
+    match options.filter(|options| !is_missing(options)) {
+        Some(options) => {
+            let options: ListOptions = from_js(env, options, "options")?;
+            match options.limit {
+                Some(0) | Some(1001..) => Err(invalid("limit must be from 1 to 1000")),
+                _ => Ok(options),
+            }
+        }
+        None => Ok(ListOptions::default()),
+    }
+}

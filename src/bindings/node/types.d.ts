@@ -1,0 +1,602 @@
+// The types of @alex/p2p. Generated: the values below are src/bindings/node/types.d.ts, the classes come
+// from the Rust sources. All times are Unix milliseconds, all sizes bytes, all keys 52 z32 characters,
+// unless a member says otherwise.
+
+/* eslint-disable */
+
+/** `error.code` of every failure. The message says what to do; only the code is stable. */
+export type ErrorCode =
+  /** A key, link or name that is none. */
+  | 'ERR_INVALID_KEY'
+  /** An argument of the wrong type, or outside its domain. */
+  | 'ERR_INVALID_ARGUMENT'
+  /** Nothing goes by that key or id. */
+  | 'ERR_NOT_FOUND'
+  /** The peer is blocked here. */
+  | 'ERR_PEER_BLOCKED'
+  /** Another process has the data directory open. */
+  | 'ERR_LOCKED'
+  /** The node, or the call's object, was closed. */
+  | 'ERR_CLOSED'
+  /** The call's signal ended it; `error.cause` is the signal's reason. */
+  | 'ERR_ABORTED'
+  /** The wait reached its limit. */
+  | 'ERR_TIMEOUT'
+  /** One side has not approved the other. */
+  | 'ERR_NOT_APPROVED'
+  /** The peer is known and approved, and not connected now. */
+  | 'ERR_PEER_OFFLINE'
+  /** The peer could not be found or reached. */
+  | 'ERR_PEER_UNREACHABLE'
+  /** The peer broke the protocol. */
+  | 'ERR_PROTOCOL'
+  /** The peer said no. */
+  | 'ERR_DENIED'
+  /** The peer no longer has the book. */
+  | 'ERR_UNAVAILABLE'
+  /** The transfer was withdrawn by either side. */
+  | 'ERR_CANCELLED'
+  /** The transfer is not in a state that allows this. */
+  | 'ERR_INVALID_STATE'
+  /** A limit was reached. */
+  | 'ERR_LIMIT_EXCEEDED'
+  /** The disk is full. */
+  | 'ERR_DISK_FULL'
+  /** Stored data is damaged. */
+  | 'ERR_CORRUPT'
+  /** Reading or writing a file failed. */
+  | 'ERR_IO'
+  /** A socket could not be opened or used. */
+  | 'ERR_NETWORK'
+  /** A defect of this library; please report it. */
+  | 'ERR_INTERNAL'
+
+/** What every method throws or rejects with. An aborted call's `name` is `AbortError`. */
+export interface P2PError extends Error {
+  /** What went wrong, for programs. */
+  code: ErrorCode
+  /** With `ERR_ABORTED`: the signal's reason. */
+  cause?: unknown
+}
+
+/** What every method that waits takes as its last argument. */
+export interface WaitOptions {
+  /** Ends the wait with `ERR_ABORTED`. What the call has already changed stays changed. */
+  signal?: AbortSignal
+}
+
+/**
+ * What happens when a peer asks for a book: it is granted at once; a person decides; it is denied, and
+ * the catalog is for browsing only.
+ */
+export type Policy = 'auto-accept' | 'manual-approve' | 'metadata-only'
+
+/** What {@link P2PNode.open} takes. */
+export interface OpenOptions extends WaitOptions {
+  /** The folder for the key, the database and books on their way in. Made when it is not there. */
+  dataDir: string
+  /**
+   * Ways into the DHT, as `host:port` or `address@host:port`, or as objects. The public HyperDHT when left
+   * out; an empty list makes a network of its own.
+   */
+  bootstrap?: (string | { host: string; port: number })[]
+  /** The IP address to listen on; all IPv4 addresses when left out. */
+  host?: string
+  /** The UDP port to listen on; 49737 or one near it when left out, any for 0. */
+  port?: number
+  /** How peers are found. */
+  discovery?: DiscoveryOptions
+  /** Bounds on what each peer may use. */
+  limits?: Partial<Limits>
+  /** What happens when a peer asks for a book, unless it has a policy of its own; `manual-approve` when left out. */
+  policy?: Policy
+  /** What this server calls itself to its peers. At most 64 characters. */
+  nickname?: string
+  /** Where received books go unless the request says otherwise; `books` in the data directory when left out. */
+  booksDir?: string
+}
+
+/** How peers are found. */
+export interface DiscoveryOptions {
+  /** By their keys in the DHT. On unless `false`. */
+  dht?: boolean
+  /** By a topic that all servers may join; found keys are shown, never added. Off unless `true`. */
+  topic?: boolean
+}
+
+/** Bounds on what each peer may use. */
+export interface Limits {
+  /** Requests that a peer may have open here, and this server there; 16 by default. */
+  openRequests: number
+  /** Books that flow to one peer at once; further ones wait. 8 by default. */
+  transfersAtOnce: number
+  /** The largest book, in bytes; 4 GiB by default. */
+  bookBytes: number
+}
+
+/** What works and what does not, for a person. */
+export interface NodeStatus {
+  /** This server's key. */
+  publicKey: string
+  /** The layers that find and connect, each with what it says of itself. */
+  layers: LayerStatus[]
+  /** The addresses this node listens on, as `ip:port`. */
+  addresses: string[]
+  /** The address at which anybody on the internet reaches this node, when that is proved. */
+  publicAddress: string | null
+  /** The kind of NAT in front of it. */
+  nat: 'open' | 'consistent' | 'random' | 'unknown'
+  /** The approved peers, connected or not, with the reason. */
+  peers: Peer[]
+  /** How many keys wait for approval. */
+  pending: number
+  /** The length of the own feed, in entries. */
+  catalogLength: number
+  /** What a person can do to make more of it work; empty when all is well. */
+  advice: string[]
+}
+
+/** One layer's health. */
+export interface LayerStatus {
+  /** `dht` or `topic`. */
+  name: string
+  /** Whether it is switched on. */
+  isEnabled: boolean
+  /** Whether it works now. */
+  works: boolean
+  /** The same in words. */
+  detail: string
+}
+
+/** A key that {@link Identity.parse} has read. */
+export interface ParsedKey {
+  /** The key, as z32. */
+  key: string
+  /** The nickname that the link suggests: the words of whoever made it. */
+  nickname: string | null
+}
+
+/** What {@link PeerManager.add} takes besides the key. */
+export interface AddPeerOptions extends WaitOptions {
+  /** What to call the server; the name in the invite link when left out. At most 64 characters. */
+  nickname?: string
+}
+
+/** What {@link PeerManager.update} changes; what is left out stays, `null` unsets. */
+export interface PeerUpdate {
+  /** What to call the server. At most 64 characters. */
+  nickname?: string | null
+  /** What happens when it asks for a book; `null` for the node's own policy. */
+  policy?: Policy | null
+}
+
+/** Another server, as it stands now. */
+export interface Peer {
+  /** Its public key. */
+  key: string
+  /** The nickname given here. */
+  nickname: string | null
+  /** What it calls itself, once it was connected. */
+  name: string | null
+  /** Whether it knocked and waits for a decision, may connect, or is refused. */
+  status: 'pending' | 'approved' | 'blocked'
+  /** Whether it is connected now; a crash on its side shows within 20 seconds. */
+  isOnline: boolean
+  /** When it was added or first knocked. */
+  addedAt: number
+  /** When it was last connected; now, while it is online. */
+  lastSeenAt: number | null
+  /** What happens when it asks for a book; `null` for the node's own policy. */
+  policy: Policy | null
+  /** The key of its catalog's feed, once it was connected. */
+  feedKey: string | null
+  /** How it is connected, while it is. */
+  connection: PeerConnection | null
+  /** Why it is not connected, as far as the last try showed. */
+  problem: PeerProblem | null
+}
+
+/** A live connection. */
+export interface PeerConnection {
+  /** The other end, as `ip:port`. */
+  address: string
+  /** Whether this side dialed. */
+  initiator: boolean
+  /** Since when. */
+  since: number
+  /** The measured round trip in milliseconds. */
+  rttMs: number
+}
+
+/** Why an approved peer is not connected. */
+export interface PeerProblem {
+  /** What is wrong, for programs. */
+  code: ErrorCode
+  /** What it means and what to do. */
+  message: string
+  /** When it was found out. */
+  at: number
+}
+
+/** A key that is not approved and tried to connect. */
+export interface Knock {
+  /** The key. */
+  key: string
+  /** The first try. */
+  firstAt: number
+  /** The last try. */
+  lastAt: number
+  /** How many tries there were. */
+  count: number
+  /** From where the last came, as `ip:port`; a node that passed it on may have made it up. */
+  address: string | null
+}
+
+/** A key that was found and is no peer. Nobody is added by itself. */
+export interface DiscoveredPeer {
+  /** The key. */
+  key: string
+  /** Where it was found. */
+  source: 'topic' | 'lan'
+  /** Where it can be reached, as `ip:port`. */
+  addresses: string[]
+  /** When it was last seen. */
+  seenAt: number
+}
+
+/** What gives a book's bytes when a peer may have it: a path, or a stream of them (from S3, say). */
+export type BookProvider = (
+  bookId: string
+) => string | ReadableStream<Uint8Array> | Promise<string | ReadableStream<Uint8Array>>
+
+/** A book in a catalog, as its server describes it. */
+export interface BookEntry {
+  /** What the server calls the book; unique within its catalog, at most 512 bytes. */
+  id: string
+  /** The title. */
+  title: string
+  /** The author or authors, as one line. */
+  author?: string
+  /** The ISBN, as the server writes it. */
+  isbn?: string
+  /** The file's format: `epub`, `pdf`, …. */
+  format?: string
+  /** The file's size in bytes, as the server claims. */
+  sizeBytes?: number
+  /** When the book came to the server, as an RFC 3339 time. */
+  addedAt?: string
+  /** Whatever else the server says of it. */
+  [field: string]: unknown
+}
+
+/**
+ * A book to publish. Every field but `source` goes to all peers; one entry has at most 64 KiB.
+ */
+export interface Book {
+  /** What this server calls the book; unique within its catalog, at most 512 bytes. */
+  id: string
+  /** The title. */
+  title: string
+  /** The author or authors, as one line. */
+  author?: string | null
+  /** The ISBN. */
+  isbn?: string | null
+  /** The file's format: `epub`, `pdf`, …. */
+  format?: string | null
+  /** The file's size in bytes; read from the file when left out. */
+  sizeBytes?: number | null
+  /** When the book came to this server; the time of the first publication when left out. */
+  addedAt?: Date | string | null
+  /**
+   * Where the bytes are: a path, or a function that is asked when a peer may have the book. Never leaves
+   * this machine. Left out, what was said before holds.
+   */
+  source?: string | BookProvider | null
+  /** Whatever else peers should know of it. */
+  [field: string]: unknown
+}
+
+/** What a change to the catalog did, in books. */
+export interface CatalogChanges {
+  /** New in the catalog. */
+  added: number
+  /** Described anew. */
+  updated: number
+  /** Taken off. */
+  removed: number
+  /** Left alone. */
+  unchanged: number
+}
+
+/** Which books to list. */
+export interface ListOptions extends WaitOptions {
+  /** Words that begin words of the title, author, series or ISBN; case and accents do not matter. */
+  search?: string
+  /** The `nextCursor` of the page before. */
+  cursor?: string | null
+  /** How many books, 1 to 1,000; 50 when left out. */
+  limit?: number
+  /** The newest first instead of the oldest. */
+  newestFirst?: boolean
+}
+
+/** Some books of a catalog. */
+export interface CatalogPage {
+  /** The books, with their texts made safe to show. */
+  books: BookEntry[]
+  /** Where the next page begins; `null` at the end. */
+  nextCursor: string | null
+  /** How many books the catalog has, or how many the search finds. */
+  total: number
+}
+
+/** What is known of a catalog. */
+export interface CatalogStatus {
+  /** Whose catalog it is. */
+  peer: string
+  /** The feed's key. */
+  feedKey: string
+  /** The feed's length as far as it is known, in entries. */
+  length: number
+  /** How many entries are in the catalog already; less than `length` while it is fetched. */
+  replayed: number
+  /** How many books are on offer. */
+  books: number
+  /** How many entries were skipped: bad ones, and those beyond a limit. */
+  skipped: number
+  /** When the catalog last changed here. */
+  updatedAt: number | null
+}
+
+/** Which way a book goes. */
+export type TransferDirection = 'incoming' | 'outgoing'
+
+/** Where a transfer stands. The last four are final, though a failed one may be resumed. */
+export type TransferState =
+  /** Waiting for the peer to come online, or for a free slot. */
+  | 'queued'
+  /** Incoming: asked, no answer yet. Outgoing: the book is being prepared. */
+  | 'requested'
+  /** Waiting for a person at the sender. */
+  | 'awaiting-approval'
+  /** Bytes may flow. */
+  | 'transferring'
+  /** Stopped by a person here. */
+  | 'paused'
+  /** All bytes are here; the file is checked and put in its place. */
+  | 'verifying'
+  /** The book is whole at the receiver. */
+  | 'completed'
+  /** The sender said no. */
+  | 'denied'
+  /** Withdrawn by either side. */
+  | 'cancelled'
+  /** Ended by an error. */
+  | 'failed'
+
+/** How far a transfer is. */
+export interface TransferProgress {
+  /** Verified bytes. */
+  bytes: number
+  /** The book's size in bytes; 0 until it is known. */
+  total: number
+  /** Bytes a second over the last seconds. */
+  rate: number
+  /** Milliseconds left at that rate; `null` while nothing moves. */
+  etaMs: number | null
+}
+
+/** A transfer as it stands: what {@link Transfer.toJSON} gives. */
+export interface TransferInfo {
+  /** The transfer's id on this server. */
+  id: string
+  /** Which way the book goes. */
+  direction: TransferDirection
+  /** The other server's key. */
+  peer: string
+  /** The book's id in the sender's catalog. */
+  bookId: string
+  /** The book's title, as far as it is known. */
+  title: string
+  /** Where it stands. */
+  state: TransferState
+  /** Why, for a person; with `failed` and `denied` above all. */
+  reason: string | null
+  /** The code of the error that made it fail. */
+  error: ErrorCode | null
+  /** How far it is. */
+  progress: TransferProgress
+  /** Where the file is, once it is whole. */
+  path: string | null
+  /** When it began. */
+  createdAt: number
+  /** When its state last changed. */
+  updatedAt: number
+}
+
+/** What {@link Transfers.request} takes. */
+export interface TransferRequest extends WaitOptions {
+  /** The server that has the book. */
+  peer: string
+  /** The book's id in its catalog. */
+  bookId: string
+  /** Where the file goes: a folder, or a full path. `<dataDir>/books` when left out. */
+  saveTo?: string
+}
+
+/** Which transfers to list. */
+export interface TransferFilter extends WaitOptions {
+  /** Only those that go this way. */
+  direction?: TransferDirection
+  /** Only those in this state. */
+  state?: TransferState
+  /** Only those with this server. */
+  peer?: string
+  /** How many at most. */
+  limit?: number
+}
+
+/** What {@link P2PNode.events} takes. */
+export interface EventOptions {
+  /** The `id` of the last event seen, to go on after it; only new events when left out. */
+  after?: number
+  /** Ends the iteration: a pending `next()` rejects with `ERR_ABORTED`. */
+  signal?: AbortSignal
+}
+
+/** What every event has. */
+export interface EventBase {
+  /** Grows from event to event, with holes, also over restarts. */
+  id: number
+  /** When it happened. */
+  at: number
+}
+
+/** An approved peer is connected now. */
+export interface PeerOnlineEvent extends EventBase {
+  /** The event's kind. */
+  type: 'peer-online'
+  /** The peer. */
+  peer: string
+  /** What it is called here, or calls itself. */
+  nickname: string | null
+}
+
+/** An approved peer is not connected any more. */
+export interface PeerOfflineEvent extends EventBase {
+  /** The event's kind. */
+  type: 'peer-offline'
+  /** The peer. */
+  peer: string
+  /** What it is called here, or calls itself. */
+  nickname: string | null
+  /** Why the connection ended, for a person. */
+  reason: string
+}
+
+/** A key that is not approved tried to connect. At most one event a minute and key. */
+export interface PeerKnockEvent extends EventBase {
+  /** The event's kind. */
+  type: 'peer-knock'
+  /** The key. */
+  peer: string
+  /** How often it has tried. */
+  count: number
+  /** From where, as `ip:port`. */
+  address: string | null
+}
+
+/** The list of peers changed. */
+export interface PeerChangedEvent extends EventBase {
+  /** The event's kind. */
+  type: 'peer-changed'
+  /** The peer. */
+  peer: string
+  /** What was done to it. */
+  change: 'approved' | 'blocked' | 'removed' | 'updated'
+}
+
+/** A key was found on the topic or the network, and is no peer. */
+export interface PeerDiscoveredEvent extends EventBase {
+  /** The event's kind. */
+  type: 'peer-discovered'
+  /** The key. */
+  peer: string
+  /** Where it was found. */
+  source: 'topic' | 'lan'
+}
+
+/** A catalog changed. */
+export interface CatalogUpdatedEvent extends EventBase {
+  /** The event's kind. */
+  type: 'catalog-updated'
+  /** Whose: a peer's key, or this server's own. */
+  peer: string
+  /** The feed's length in entries. */
+  length: number
+}
+
+/** A peer asks for a book; a person has to decide. */
+export interface TransferRequestedEvent extends EventBase {
+  /** The event's kind. */
+  type: 'transfer-requested'
+  /** The id of the transfer to approve or deny. */
+  transfer: string
+  /** Who asks. */
+  peer: string
+  /** The book. */
+  bookId: string
+  /** Its title here. */
+  title: string | null
+  /** Its size in bytes. */
+  sizeBytes: number | null
+}
+
+/** Bytes went across. At most four a second and transfer. */
+export interface TransferProgressEvent extends EventBase {
+  /** The event's kind. */
+  type: 'transfer-progress'
+  /** The transfer's id. */
+  transfer: string
+  /** Bytes verified (incoming) or sent (outgoing) so far. */
+  bytes: number
+  /** Bytes in all. */
+  total: number
+  /** Bytes a second, averaged over the last seconds. */
+  rate: number
+  /** Milliseconds left at that rate; `null` while nothing moves. */
+  etaMs: number | null
+}
+
+/** A transfer came into a state. */
+export interface TransferStateEvent extends EventBase {
+  /** The event's kind. */
+  type: 'transfer-state'
+  /** The transfer's id. */
+  transfer: string
+  /** The other server. */
+  peer: string
+  /** Which way the book goes. */
+  direction: TransferDirection
+  /** Where it stands now. */
+  state: TransferState
+  /** Why, where there is a reason. */
+  reason: string | null
+}
+
+/** Something about the node changed; `node.status()` has all of it. */
+export interface StatusEvent extends EventBase {
+  /** The event's kind. */
+  type: 'status'
+  /** What: `network`, `dht`, `topic`, `catalog`, `storage`, …. */
+  layer: string
+  /** Whether it works. */
+  ok: boolean
+  /** What a person should know. */
+  message: string
+}
+
+/** Events were missed: fetch lists anew, then go on from here. */
+export interface GapEvent extends EventBase {
+  /** The event's kind. */
+  type: 'gap'
+  /** The number after which events are missing. */
+  after: number
+}
+
+/** Whatever happens in a node; `type` tells which it is. */
+export type NodeEvent =
+  | PeerOnlineEvent
+  | PeerOfflineEvent
+  | PeerKnockEvent
+  | PeerChangedEvent
+  | PeerDiscoveredEvent
+  | CatalogUpdatedEvent
+  | TransferRequestedEvent
+  | TransferProgressEvent
+  | TransferStateEvent
+  | StatusEvent
+  | GapEvent
+
+/** The event of a type. */
+export type EventOf<Type extends NodeEvent['type']> = Extract<NodeEvent, { type: Type }>
