@@ -2,6 +2,7 @@
 //!
 //! `__test__/interop/*.test.mjs` starts this program and runs npm's implementation against it.
 
+mod books;
 mod core;
 mod dht;
 mod replicate;
@@ -11,6 +12,7 @@ mod udx;
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let outcome = match arguments.next().as_deref() {
+        Some("books") => books::run(arguments),
         Some("core") => self::core::run(),
         Some("dht") => dht::run(arguments),
         Some("replicate") => replicate::main(),

@@ -43,6 +43,14 @@ impl PeerFeed {
             tracing::warn!(%error, "a peer's feed did not close cleanly");
         }
     }
+
+    /// Closes the feed and deletes what was fetched of it.
+    async fn delete(&self, options: &CatalogOptions) {
+        self.close().await;
+        if let Err(error) = options.storage.remove(self.core.discovery_key()).await {
+            tracing::warn!(%error, "what was fetched of a peer's feed was not deleted");
+        }
+    }
 }
 
 impl PeerFeeds {
@@ -75,12 +83,12 @@ impl PeerFeeds {
             if !signed_by(&feed.core, &peer) || signed_by(&feed.core, &holder) {
                 return Err(CatalogError::ForeignFeed);
             }
-            self.remove_open(&holder).await;
+            self.close_one(&holder).await;
             options.database.write(move |t| view::remove(t, &holder)).await?;
         }
         if before.is_some() {
             tracing::info!(peer = peer.short(), "a peer has a new feed");
-            self.remove_open(&peer).await;
+            self.delete_one(options, &peer).await;
         }
         self.open(options, peer, key).await
     }
@@ -121,22 +129,29 @@ impl PeerFeeds {
         Ok(())
     }
 
-    /// Stops following a peer's feed, and forgets its view when `forget` says so.
+    /// Stops following a peer's feed, and forgets everything of it.
     pub(super) async fn remove(
         &self,
         options: &CatalogOptions,
         peer: PublicKey,
     ) -> Result<(), CatalogError> {
         let _one = self.changing.lock().await;
-        self.remove_open(&peer).await;
+        self.delete_one(options, &peer).await;
         options.database.write(move |transaction| view::remove(transaction, &peer)).await?;
         Ok(())
     }
 
-    async fn remove_open(&self, peer: &PublicKey) {
+    async fn close_one(&self, peer: &PublicKey) {
         let feed = lock(&self.open).remove(peer);
         if let Some(feed) = feed {
             feed.close().await;
+        }
+    }
+
+    async fn delete_one(&self, options: &CatalogOptions, peer: &PublicKey) {
+        let feed = lock(&self.open).remove(peer);
+        if let Some(feed) = feed {
+            feed.delete(options).await;
         }
     }
 

@@ -147,6 +147,7 @@ impl Engine {
 
     /// Takes up what an earlier run left unfinished.
     pub(super) async fn load(self: &Arc<Self>) -> Result<()> {
+        self.parts.sweep().await?;
         for mut record in self.options.database.read(table::unfinished)? {
             if matches!(record.state, State::Requested | State::Transferring) {
                 record.state = State::Queued;

@@ -13,8 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::message::BookCore;
 use super::shelf::Shelf;
+use super::state::State;
+use super::table;
 use crate::crypto::{Hash, discovery_key};
 use crate::error::Result;
+use crate::hypercore::storage::StorageErrorKind;
 use crate::hypercore::{
     BLOCK_SIZE, BlockSource, Core, CoreError, FileAccess, Manifest, OpenOptions, Storage,
 };
@@ -89,8 +92,12 @@ impl Parts {
     ) -> Result<Core, CoreError> {
         let is_ours = path.exists() && self.owner(&book.key).as_deref() == Some(transfer);
         if !is_ours {
-            self.storage.remove(&discovery_key(&book.key)).await.map_err(CoreError::from)?;
-            self.own(&book.key, transfer).await;
+            self.storage.remove(&discovery_key(&book.key)).await.map_err(|error| {
+                match error.kind {
+                    StorageErrorKind::AlreadyOpen => CoreError::AlreadyOpen,
+                    _ => error.into(),
+                }
+            })?;
         }
         let options = OpenOptions {
             manifest: Some(Manifest::fixed(book.hash, book.length)),
@@ -101,7 +108,11 @@ impl Parts {
                 access: FileAccess::Write,
             },
         };
-        Core::open(&*self.storage, book.key, options)
+        let core = Core::open(&*self.storage, book.key, options)?;
+        if !is_ours {
+            self.own(&book.key, transfer).await;
+        }
+        Ok(core)
     }
 
     /// Deletes the partial file of a transfer and what is stored about it.
@@ -121,6 +132,33 @@ impl Parts {
             tracing::debug!(%error, "a book's core was not removed");
         }
         disown(&self.database, key).await;
+    }
+
+    /// Deletes partial files, and what is stored about them, of transfers that need none any more: a
+    /// crash may have come before they were discarded.
+    pub(super) async fn sweep(&self) -> Result<()> {
+        let owners: Vec<(Hash, String)> = self.database.read(|connection| {
+            let mut statement = connection.prepare(
+                "SELECT core_key, transfer FROM transfer_parts WHERE transfer NOT IN \
+                 (SELECT id FROM transfers WHERE state NOT IN ('completed', 'denied', 'cancelled'))",
+            )?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect::<Result<_, _>>().map_err(StoreError::from)
+        })?;
+        for (key, transfer) in owners {
+            self.discard(&transfer, Some(key)).await;
+        }
+        for file in std::fs::read_dir(&self.folder)? {
+            let path = file?.path();
+            let Some(id) = path.file_stem().and_then(|stem| stem.to_str()) else { continue };
+            let record = self.database.read(|connection| table::get(connection, id))?;
+            let is_needed = record
+                .is_some_and(|record| !record.state.is_terminal() || record.state == State::Failed);
+            if !is_needed && path.extension().is_some_and(|extension| extension == "part") {
+                std::fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
     }
 
     fn owner(&self, key: &Hash) -> Option<String> {

@@ -228,6 +228,36 @@ async fn a_stopped_receiver_goes_on_from_its_verified_blocks() {
 }
 
 #[tokio::test]
+async fn what_a_crash_left_of_finished_transfers_is_cleared_away() {
+    let (_a_disk, b_disk, _a, b) = pair(Policy::AutoAccept, 10).await;
+    b.stop().await;
+    std::fs::write(b_disk.path("incoming").join("gone.part"), "x").unwrap();
+    let _b = Server::start(&b_disk, Policy::AutoAccept).await;
+    assert_eq!(incoming_files(&b_disk), 0);
+}
+
+#[tokio::test]
+async fn two_peers_send_the_same_content_at_once_and_a_third_offers_it_too() {
+    let (a_disk, b_disk, a, b) = pair(Policy::AutoAccept, 4 * MIB).await;
+    let c_disk = Disk::new();
+    let c = Server::start(&c_disk, Policy::AutoAccept).await;
+    c.publish("same", &c_disk.file("other-name.epub", 4 * MIB, 7)).await;
+    let _connections = (connect_slow(&a, &b).await, connect_slow(&c, &b).await);
+    let (first, second) = (b.request(&a, "book").await, b.request(&c, "same").await);
+    for transfer in [first, second] {
+        let info = soon(transfer.done()).await.unwrap();
+        assert_eq!(info.state, State::Completed, "{info:?}");
+        assert_same(&info.path.unwrap(), &a_disk.path("original.epub"));
+    }
+    assert_eq!(incoming_files(&b_disk), 0);
+    // The receiver offers the book itself, to the one it has it from.
+    b.publish("mine", &a_disk.path("original.epub")).await;
+    *b.rules.0.lock().unwrap() = Policy::AutoAccept;
+    let back = a.request(&b, "mine").await;
+    assert_eq!(soon(back.done()).await.unwrap().state, State::Completed);
+}
+
+#[tokio::test]
 async fn the_receiver_pauses_and_resumes() {
     let (a_disk, _b_disk, a, b) = pair(Policy::AutoAccept, 8 * MIB).await;
     let _connection = connect_slow(&a, &b).await;
