@@ -240,6 +240,71 @@ async fn downloading_can_be_switched_on_and_the_core_removed() {
     assert_eq!(copy.core().length(), 5);
 }
 
+/// Two nodes that write one log, which they got by copying a key pair.
+async fn written_twice(first: u64, second: u64) -> (Node, Core, Node, Core) {
+    let (a, b, keys) = (Node::new(), Node::new(), KeyPair::generate());
+    let mut cores = Vec::new();
+    for (node, length, word) in [(&a, first, "block"), (&b, second, "other")] {
+        let manifest = Manifest::single(keys.public_key());
+        let options = CreateOptions { manifest, writer: Some(keys.clone()), compat: false };
+        let core = Core::create(&node.storage, options).unwrap();
+        let blocks = (0..length).map(|i| Bytes::from(format!("{word} {i}"))).collect();
+        core.append(blocks).await.unwrap();
+        node.serve(&core);
+        cores.push(core);
+    }
+    let second = cores.pop().unwrap();
+    (a, cores.pop().unwrap(), b, second)
+}
+
+async fn written_elsewhere(node: &Node, link: impl Future<Output = (Protomux, Protomux)>) -> u64 {
+    let mut events = node.replicator.events();
+    let _link = link.await;
+    loop {
+        let event = timeout(PATIENCE, events.recv()).await.unwrap().unwrap();
+        match event.kind {
+            EventKind::WrittenElsewhere { length } => return length,
+            EventKind::Violation { violation } => panic!("{violation}"),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_log_written_twice_is_noticed_at_first_contact_by_whoever_can() {
+    // A reader of the first meets the second writer, which is shorter, as long, and longer.
+    for second in [3, 5, 9] {
+        let (a, core, b, _other) = written_twice(5, second).await;
+        let reader = Node::new();
+        let copy = reader.fetch(core.key());
+        link(&a, &reader).await;
+        whole(copy.core(), 5).await;
+        let (noticed_by, peer) = if second <= 5 { (&b, &reader) } else { (&reader, &b) };
+        let proven = written_elsewhere(noticed_by, link(noticed_by, peer)).await;
+        assert_eq!(proven, second.min(5));
+        whole(copy.core(), 5).await;
+    }
+}
+
+#[tokio::test]
+async fn an_honest_reader_is_no_second_writer() {
+    let (writer, reader) = (Node::new(), Node::new());
+    let core = writer.writer(7).await;
+    writer.serve(&core);
+    let copy = reader.fetch(core.key());
+    let (_, right) = link(&writer, &reader).await;
+    whole(copy.core(), 7).await;
+    right.close();
+    append(&core, 6).await;
+    let mut events = writer.replicator.events();
+    link(&writer, &reader).await;
+    whole(copy.core(), 13).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    while let Ok(event) = events.try_recv() {
+        assert!(matches!(event.kind, EventKind::PeerJoined | EventKind::PeerLeft), "{event:?}");
+    }
+}
+
 /// A peer that speaks by hand: the channel of `key` on a connection to `node`.
 async fn by_hand(node: &Node, key: &Hash, capable: bool) -> (Protomux, Channel) {
     let (ours, theirs) = connect(&KeyPair::generate(), &node.keys).await;

@@ -119,7 +119,10 @@ fn apply(
     let result = match delivery.outstanding.asked {
         Asked::Check { length } => match core.contradicts(&delivery.data) {
             Ok(true) => Err(ApplyError::WrittenElsewhere { length }),
-            Ok(false) => Ok(Applied::default()),
+            Ok(false) => match membership.suspicion() {
+                Some(violation) => return Err(violation),
+                None => Ok(Applied::default()),
+            },
             Err(error) => Err(error),
         },
         _ => core.apply(&delivery.data),
@@ -132,7 +135,13 @@ fn apply(
         Err(error) => error,
     };
     if error.is_violation() {
-        return Err(Violation::Unverified(error.to_string()));
+        let violation = Violation::Unverified(error.to_string());
+        let maybe_written_twice = matches!(error, ApplyError::Signature | ApplyError::Checksum(_))
+            && matches!(delivery.outstanding.asked, Asked::Upgrade { .. });
+        if maybe_written_twice && membership.suspect(violation.clone()) {
+            return Ok(Outcome::Retry);
+        }
+        return Err(violation);
     }
     match error {
         ApplyError::Core(error) => fail(replicator, membership, &error),
@@ -162,7 +171,10 @@ async fn send(replicator: &Replicator, membership: &Membership, channel: &Channe
     loop {
         changes.mark_unchanged();
         let Some(turn) = membership.turn() else { return End::Removed };
-        let Turn { messages, requests, idle, deadline } = turn;
+        let Turn { messages, requests, idle, deadline, violation } = turn;
+        if let Some(violation) = violation {
+            return violation.into();
+        }
         let nothing = messages.is_empty() && requests.is_empty();
         let batch: Vec<(u32, Bytes)> =
             messages.iter().map(|message| (message.kind(), message.encode())).collect();

@@ -84,6 +84,11 @@ pub(super) struct Peer {
     pub(super) upgrade_refused: bool,
     pub(super) manifest_asked: bool,
     pub(super) checked: bool,
+    /// An upgrade did not verify: that is a violation unless the log was written twice, for which
+    /// the peer is asked for a proof from the start.
+    pub(super) suspicion: Option<Violation>,
+    /// The proof did not come.
+    pub(super) convicted: bool,
     pub(super) refusals: u32,
     pub(super) stalls: u32,
     pub(super) resting_until: Option<Instant>,
@@ -120,6 +125,8 @@ impl Peer {
             upgrade_refused: false,
             manifest_asked: false,
             checked: false,
+            suspicion: None,
+            convicted: false,
             refusals: 0,
             stalls: 0,
             resting_until: None,
@@ -186,6 +193,16 @@ impl Peer {
         }
         self.settle(delivery.request, delivery.outstanding.asked, applied, downloads);
         if self.retries > MAX_RETRIES { Err(Violation::NeverFits) } else { Ok(()) }
+    }
+
+    /// An upgrade did not verify. False when that needs no further look.
+    pub(super) fn suspect(&mut self, violation: Violation) -> bool {
+        if self.suspicion.is_some() {
+            return false;
+        }
+        self.suspicion = Some(violation);
+        (self.checked, self.may_download) = (false, false);
+        true
     }
 
     /// Whether neither side wants anything of the other, as each has said.
@@ -344,6 +361,7 @@ impl Peer {
             Some(index) => downloads.release(index),
             None => {}
         }
+        self.convicted |= !applied && matches!(asked, Asked::Check { .. });
         if !applied {
             for delivery in self.deferred.remove(&request).into_iter().flatten() {
                 self.settle(delivery.request, delivery.outstanding.asked, false, downloads);

@@ -69,11 +69,12 @@ impl Peer {
     fn schedule(&mut self, core: &impl LocalCore, downloads: &mut Downloads, now: Instant) {
         let Some(remote) = self.remote else { return };
         let willing = remote.uploading && remote.fork == core.fork();
-        if willing && core.is_writer() && remote.length > 0 && !self.checked {
+        let doubtful = core.is_writer() || self.suspicion.is_some();
+        if willing && doubtful && remote.length > 0 && !self.checked {
             self.checked = true;
             let (ours, theirs) = (core.length(), remote.length);
-            if theirs <= ours {
-                self.ask(Asked::Check { length: theirs }, None, false, core, now);
+            if theirs <= ours || self.suspicion.is_some() {
+                self.ask(Asked::Check { length: theirs.min(ours) }, None, false, core, now);
             } else if downloads.claim_upgrade(self.id) {
                 let beyond = Asked::Upgrade { start: ours, length: theirs - ours, block: None };
                 self.ask(beyond, None, false, core, now);

@@ -52,6 +52,7 @@ pub(super) struct Turn {
     pub(super) requests: Vec<Request>,
     pub(super) idle: bool,
     pub(super) deadline: Option<Instant>,
+    pub(super) violation: Option<Violation>,
 }
 
 impl Swarm {
@@ -195,7 +196,9 @@ impl Membership {
             let average = core.byte_length() / core.length().max(1);
             let count = (BATCH_BYTES / average.max(1)).clamp(1, BATCH_REQUESTS);
             let requests = (0..count).map_while(|_| peer.uploads.pop()).collect();
+            let violation = peer.convicted.then(|| peer.suspicion.clone()).flatten();
             Turn {
+                violation,
                 messages,
                 requests,
                 idle: peer.is_idle() && peer.may_download,
@@ -215,6 +218,17 @@ impl Membership {
             peer.counters.uploaded_blocks += blocks;
             peer.counters.uploaded_bytes += bytes;
         });
+    }
+
+    /// An upgrade of this peer did not verify; false when that is a violation in any case.
+    pub(super) fn suspect(&self, violation: Violation) -> bool {
+        let can_differ = self.swarm.core.length() > 0;
+        can_differ && self.with(|peer, _, _| peer.suspect(violation)).unwrap_or(false)
+    }
+
+    /// What this peer is suspected of.
+    pub(super) fn suspicion(&self) -> Option<Violation> {
+        self.with(|peer, _, _| peer.suspicion.clone()).flatten()
     }
 
     /// Asks this peer for nothing more; it may still ask us.
