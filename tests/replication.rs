@@ -1,6 +1,8 @@
 //! Two replicators over connections in memory: whole logs, live ones, many at once, several peers,
 //! disconnects, refusals, and peers that break the protocol.
 
+#![allow(clippy::unwrap_used)] // a test fails by panicking
+
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

@@ -407,21 +407,16 @@ mod tests {
             }),
             ..Data::default()
         };
-        let data_hex = [
-            "1f050003066120626f6f6b010409",
-            &"01".repeat(32),
-            "07010701",
-            &"02".repeat(32),
-            "0c010006",
-            &"03".repeat(32),
-            "000401031e",
-            &"04".repeat(32),
-            "010802",
-            &"05".repeat(32),
-            "0409090909",
-            &manifest,
-        ]
-        .concat();
+        let fill = |byte: &str| byte.repeat(32);
+        let data_hex = format!(
+            "1f050003066120626f6f6b010409{}07010701{}0c010006{}000401031e{}010802{}0409090909{}",
+            fill("01"),
+            fill("02"),
+            fill("03"),
+            fill("04"),
+            fill("05"),
+            manifest,
+        );
         let no_data = |reason| Message::NoData(NoData { request: 9, reason });
         vec![
             ("0b01fe70110100fd2c01".into(), Message::Sync(sync)),
