@@ -27,6 +27,7 @@ pub struct NodeEvents {
 #[derive(Serialize)]
 struct Step {
     done: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
     value: Option<NodeEvent>,
 }
 
