@@ -26,13 +26,11 @@ await node.catalog.sync(
   })
 )
 
+const { publicKey, fingerprint } = node.identity
 process.send({
   event: 'open',
-  name: 'Ada',
-  key: node.identity.publicKey,
-  fingerprint: node.identity.fingerprint,
-  invite: node.identity.inviteLink('Ada'),
-  books: names.length
+  server: { name: 'Ada', key: publicKey, fingerprint, books: names.length },
+  invite: node.identity.inviteLink('Ada')
 })
 
 process.on('message', async ({ add }) => {

@@ -31,7 +31,7 @@ const ben = await P2PNode.open({
 
 try {
   report.network({ bootstrap: testnet.bootstrap })
-  const { invite, ...server } = await ada.next('open')
+  const { invite, server } = await ada.next('open')
   report.server(server)
   report.server(describe('Ben', ben))
 
@@ -54,7 +54,9 @@ try {
 
   // One book, straight into ./received/. It would go on after a crash or a lost connection.
   const [wanted] = (await catalog.list({ search: 'frankenstein' })).books
-  ben.on('transfer-progress', report.progress)
+  ben.on('transfer-progress', ({ bytes, total, rate, etaMs }) => {
+    report.progress({ bytes, total, rate, etaMs })
+  })
   const transfer = await ben.transfers.request({
     peer: online.peer,
     bookId: wanted.id,

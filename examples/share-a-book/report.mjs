@@ -8,7 +8,7 @@ export const report = json ? lines() : text()
 function lines() {
   const names = ['network', 'server', 'paired', 'book', 'progress', 'received', 'failed']
   return Object.fromEntries(
-    names.map((name) => [name, (what) => console.log(JSON.stringify({ ...what, event: name }))])
+    names.map((event) => [event, (what) => console.log(JSON.stringify({ event, ...what }))])
   )
 }
 
