@@ -143,17 +143,27 @@ async fn an_unknown_key_is_not_found() {
     testnet.close().await;
 }
 
+/// A node that knows no network, or nothing where this machine has no such addresses.
+fn alone(host: &str) -> Option<HyperDht> {
+    let options = DhtOptions {
+        bootstrap: Vec::new(),
+        host: host.parse().expect("host"),
+        port: 0,
+        ..DhtOptions::default()
+    };
+    match HyperDht::bind(options) {
+        Ok(node) => Some(node),
+        Err(error) => {
+            println!("skipped for {host}: {error}");
+            None
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_known_address_needs_no_network() {
     for host in ["127.0.0.1", "::1"] {
-        let options = || DhtOptions {
-            bootstrap: Vec::new(),
-            host: host.parse().expect("host"),
-            port: 0,
-            ..DhtOptions::default()
-        };
-        let server_node = HyperDht::bind(options()).expect("bind");
-        let client_node = HyperDht::bind(options()).expect("bind");
+        let (Some(server_node), Some(client_node)) = (alone(host), alone(host)) else { continue };
         let keys = KeyPair::generate();
         let server = Arc::new(server_node.listen(&keys, admit_all()).expect("listen"));
         echo_all(Arc::clone(&server));
@@ -224,5 +234,85 @@ async fn a_closed_server_is_forgotten_and_its_key_free() {
     let outcome = one.connect(&keys.public_key(), ConnectOptions::default()).await;
     assert_eq!(outcome.err(), Some(ConnectError::Closed));
     other.close().await;
+    testnet.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_at_a_known_address_is_no_missing_peer() {
+    let (server_node, client_node) = (alone("127.0.0.1").unwrap(), alone("127.0.0.1").unwrap());
+    let keys = KeyPair::generate();
+    let _server = server_node.listen(&keys, Arc::new(|_, _| false)).expect("listen");
+    let options =
+        || ConnectOptions { addresses: vec![server_node.local_addr()], ..Default::default() };
+    let key = keys.public_key();
+    let outcome = within(12, "the refusal", client_node.connect(&key, options())).await;
+    assert_eq!(outcome.err(), Some(ConnectError::Unanswered));
+    let stranger = KeyPair::generate().public_key();
+    let outcome = within(12, "the search", client_node.connect(&stranger, options())).await;
+    assert_eq!(outcome.err(), Some(ConnectError::PeerNotFound));
+    client_node.close().await;
+    server_node.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_firewall_that_panics_admits_nobody_and_ends_nothing() {
+    let (server_node, client_node) = (alone("127.0.0.1").unwrap(), alone("127.0.0.1").unwrap());
+    let keys = KeyPair::generate();
+    let admitted = client_node.key_pair().public_key();
+    let firewall: Firewall = Arc::new(move |key: &PublicKey, _: SocketAddr| {
+        assert_eq!(*key, admitted, "this panic is part of a test");
+        true
+    });
+    let _server = server_node.listen(&keys, firewall).expect("listen");
+    let options = |key_pair| ConnectOptions {
+        addresses: vec![server_node.local_addr()],
+        key_pair,
+        ..Default::default()
+    };
+    let key = keys.public_key();
+    let other = client_node.connect(&key, options(Some(KeyPair::generate()))).await;
+    assert_eq!(other.err(), Some(ConnectError::Unanswered));
+    assert!(client_node.connect(&key, options(None)).await.is_ok());
+    client_node.close().await;
+    server_node.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_hears_at_once_that_a_node_closed() {
+    let (server_node, client_node) = (alone("127.0.0.1").unwrap(), alone("127.0.0.1").unwrap());
+    let keys = KeyPair::generate();
+    let server = Arc::new(server_node.listen(&keys, admit_all()).expect("listen"));
+    echo_all(Arc::clone(&server));
+    let options =
+        ConnectOptions { addresses: vec![server_node.local_addr()], ..Default::default() };
+    let connection = client_node.connect(&keys.public_key(), options).await.expect("connect");
+    let (mut sender, mut receiver) = connection.stream.split();
+    sender.send(b"hello").await.expect("send");
+    assert!(within(5, "the echo", receiver.recv()).await.expect("receive").is_some());
+    server_node.close().await;
+    let outcome = within(2, "the goodbye", receiver.recv()).await;
+    assert!(!matches!(outcome, Ok(Some(_))), "{outcome:?}");
+    client_node.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dual_stack_node_uses_the_ipv4_network() {
+    let testnet = Testnet::start(NODES).await.expect("testnet");
+    let options = DhtOptions { host: "::".parse().expect("host"), ..testnet.options() };
+    let Ok(dual) = HyperDht::bind(options) else {
+        println!("skipped: no IPv6 on this machine");
+        return;
+    };
+    dual.bootstrapped().await;
+    assert_eq!(dual.remote_addr().map(|address| address.port()), Some(dual.local_addr().port()));
+    let keys = KeyPair::generate();
+    let server = Arc::new(dual.listen(&keys, admit_all()).expect("listen"));
+    within(5, "announcing", server.announced()).await;
+    echo_all(Arc::clone(&server));
+    let client_node = node(&testnet).await;
+    let connection = client_node.connect(&keys.public_key(), ConnectOptions::default()).await;
+    call(connection.expect("connect"), b"over IPv4").await;
+    client_node.close().await;
+    dual.close().await;
     testnet.close().await;
 }

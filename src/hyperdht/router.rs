@@ -69,7 +69,7 @@ pub(crate) fn on_handshake(inner: &Arc<Inner>, incoming: &Incoming) {
             pass_on(inner, incoming, forward.encode(), relay);
         }
         Mode::FromServer => {
-            let Some(client) = handshake.peer_address else { return };
+            let Some(client) = handshake.peer_address.filter(|_| relay.is_some()) else { return };
             let reply = Handshake {
                 mode: Mode::Reply,
                 peer_address: Some(wire_address(incoming.from)),
@@ -119,16 +119,17 @@ pub(crate) fn on_holepunch(inner: &Arc<Inner>, incoming: &Incoming) {
     else {
         return;
     };
+    // Only for servers that are announced here: nobody else's packets go anywhere through us.
+    let relay = lock(&inner.store).peer(&target).map(|peer| peer.relay);
     match message.mode {
         Mode::FromClient => {
-            let announced = lock(&inner.store).peer(&target).map(|peer| peer.relay);
+            let Some(relay) = relay else { return };
             // The client learned the server's address from the handshake's reply: the server may
             // answer from another socket than it announced itself with.
-            let server = message.peer_address.map(SocketAddr::from).or(announced);
-            let Some(server) = server.filter(|server| server.port() != 0) else { return };
+            let server = message.peer_address.map_or(relay, SocketAddr::from);
             let peer_address = Some(wire_address(incoming.from));
             let forward = Holepunch { mode: Mode::FromRelay, peer_address, ..message };
-            pass_on_any(inner, incoming, forward.encode(), server);
+            pass_on(inner, incoming, forward.encode(), server);
         }
         Mode::FromRelay => {
             let (Some(server), Some(peer)) = (inner.server(&target), message.peer_address) else {
@@ -146,7 +147,7 @@ pub(crate) fn on_holepunch(inner: &Arc<Inner>, incoming: &Incoming) {
             }
         }
         Mode::FromServer => {
-            let Some(client) = message.peer_address else { return };
+            let Some(client) = message.peer_address.filter(|_| relay.is_some()) else { return };
             let peer_address = Some(wire_address(incoming.from));
             let reply = Holepunch { mode: Mode::Reply, peer_address, ..message };
             pass_back(inner, incoming, reply.encode(), client.into());
@@ -157,12 +158,9 @@ pub(crate) fn on_holepunch(inner: &Arc<Inner>, incoming: &Incoming) {
 
 /// Passes a request on, unless its sender has no IPv4 address to be answered at.
 fn pass_on(inner: &Inner, incoming: &Incoming, value: Vec<u8>, to: SocketAddr) {
-    if incoming.from.is_ipv4() {
-        pass_on_any(inner, incoming, value, to);
+    if !incoming.from.is_ipv4() || to.port() == 0 {
+        return;
     }
-}
-
-fn pass_on_any(inner: &Inner, incoming: &Incoming, value: Vec<u8>, to: SocketAddr) {
     if lock(&inner.relay_limit).allow() {
         inner.rpc.relay(incoming, value, to);
     } else {
@@ -170,6 +168,7 @@ fn pass_on_any(inner: &Inner, incoming: &Incoming, value: Vec<u8>, to: SocketAdd
     }
 }
 
+/// Passes a server's answer back to the client that asked.
 fn pass_back(inner: &Inner, incoming: &Incoming, value: Vec<u8>, client: SocketAddr) {
     if client.port() == 0 || !lock(&inner.relay_limit).allow() {
         return;
