@@ -18,6 +18,9 @@ use crate::crypto::{KeyPair, PublicKey};
 /// How long a handshake on a plain stream may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long the remote may take to send each part of its header.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// A send buffer larger than this is given back after it was written.
 const KEEP_CAPACITY: usize = 512 * 1024;
 
@@ -174,10 +177,12 @@ impl SecretSender {
         self.out.reserve(LENGTH + length + OVERHEAD);
         self.out.extend_from_slice(&length_prefix(length + OVERHEAD));
         let start = self.out.len();
+        self.out.push(0); // for the tag
         for part in parts {
             self.out.extend_from_slice(part);
         }
-        self.push.encrypt(&mut self.out, start)
+        self.push.encrypt(&mut self.out, start);
+        Ok(())
     }
 
     /// How many encrypted bytes wait to be flushed.
@@ -267,7 +272,8 @@ impl SecretReceiver {
                     return Ok(Some(message));
                 }
             }
-            let read = match self.timeout {
+            let header_limit = self.pull.is_none().then_some(HEADER_TIMEOUT);
+            let read = match self.timeout.or(header_limit) {
                 Some(limit) => {
                     timeout(limit, self.read()).await.map_err(|_| SecretStreamError::Timeout)??
                 }
