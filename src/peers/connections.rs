@@ -254,7 +254,6 @@ async fn follow_approvals(inner: Arc<Inner>) {
                 connection.destroy();
             }
         }
-        inner.registry.retain_reasons(|key| dialers.contains_key(key));
         tokio::select! {
             () = inner.cancel.cancelled() => return,
             changed = approvals.changed() => if changed.is_err() { return },

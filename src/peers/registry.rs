@@ -19,6 +19,9 @@ use crate::udx::StreamHandle;
 /// How many peers are connected at most.
 pub const CONNECTION_LIMIT: usize = 64;
 
+/// How many reasons are kept for subscribers that have not asked yet.
+const REASONS: usize = 1024;
+
 /// A live connection to an approved peer. Clones share it.
 #[derive(Clone)]
 pub struct PeerConnection {
@@ -94,7 +97,7 @@ pub(super) struct Registry {
 #[derive(Default)]
 struct State {
     live: HashMap<PublicKey, PeerConnection>,
-    /// Why the last connection of a peer ended. As many as there were approved peers at most.
+    /// Why the last connection of a peer ended; at most [`REASONS`].
     reasons: HashMap<PublicKey, String>,
     closed: bool,
 }
@@ -107,6 +110,15 @@ pub(super) enum Insertion {
     Full,
     /// No more are taken.
     Closed,
+}
+
+impl State {
+    fn remember(&mut self, key: PublicKey, reason: &str) {
+        if self.reasons.len() >= REASONS {
+            self.reasons.clear();
+        }
+        self.reasons.insert(key, reason.to_owned());
+    }
 }
 
 impl Registry {
@@ -126,8 +138,7 @@ impl Registry {
                 return Insertion::Full;
             }
             then();
-            let reason = "replaced by a newer connection".to_owned();
-            state.reasons.insert(connection.key, reason);
+            state.remember(connection.key, "replaced by a newer connection");
             state.live.insert(connection.key, connection)
         };
         self.changed();
@@ -143,7 +154,7 @@ impl Registry {
                 return;
             }
             state.live.remove(key);
-            state.reasons.insert(*key, reason.to_owned());
+            state.remember(*key, reason);
             then();
         }
         self.changed();
@@ -167,11 +178,6 @@ impl Registry {
     pub(super) fn has_room_for(&self, key: &PublicKey) -> bool {
         let state = lock(&self.state);
         !state.closed && (state.live.len() < CONNECTION_LIMIT || state.live.contains_key(key))
-    }
-
-    /// Forgets why connections ended of peers that are no more.
-    pub(super) fn retain_reasons(&self, keep: impl Fn(&PublicKey) -> bool) {
-        lock(&self.state).reasons.retain(|key, _| keep(key));
     }
 
     /// Waits until the peer is connected, or is not. Cancel-safe. Never ends once closed.
