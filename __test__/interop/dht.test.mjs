@@ -13,8 +13,8 @@ const ROUNDS = 20
 const LIMIT = 50 // ms, for the median of connections with an echo
 
 /** A test that undoes what it made in reverse: a node that leaves needs its network to be there. */
-function test(name, body) {
-  plain(name, async (t) => {
+function test(name, body, options = {}) {
+  plain(name, options, async (t) => {
     const undo = []
     t.after(async () => {
       while (undo.length > 0) await undo.pop()()
@@ -161,6 +161,30 @@ for (const [we, they] of [[true, true], [true, false], [false, true]]) {
     t.diagnostic(`median ${median.toFixed(1)} ms`)
   })
 }
+
+// Two machines of one network, as nodes see them: all of 127.0.0.0/8 is this machine on Linux.
+test(
+  'peers at different hosts without a NAT connect, both firewalled',
+  async (t) => {
+    const { bootstrap } = await ourTestnet(t, 5)
+    const us = await ourNode(t, bootstrap, ['--firewalled', '--host=127.0.0.2'])
+    us.program.send({ do: 'listen' })
+    await us.program.next('listening')
+    const them = theirNode(t, bootstrap, { host: '127.0.0.3', quickFirewall: false })
+    await them.fullyBootstrapped()
+    for (let round = 0; round < 5; round++) await connectOnce(them, us.key, `round ${round}`)
+
+    const server = them.createServer(echo)
+    await within(server.listen(), 'listening')
+    us.program.send({ do: 'connect', key: server.publicKey.toString('hex'), rounds: 5 })
+    assert.equal((await us.program.next('connected')).count, 5)
+
+    const other = await ourNode(t, bootstrap, ['--firewalled', '--host=127.0.0.4'])
+    other.program.send({ do: 'connect', key: us.key, rounds: 5 })
+    assert.equal((await other.program.next('connected')).count, 5)
+  },
+  { skip: process.platform !== 'linux' && 'needs hosts of its own on loopback' }
+)
 
 test('we refuse a key by silence, and are told of it once', async (t) => {
   const { bootstrap } = await ourTestnet(t, 5)

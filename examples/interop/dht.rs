@@ -1,6 +1,6 @@
 //! `interop dht testnet <size> [bootstrap]`: nodes of ours, as a network or part of one.
 //!
-//! `interop dht node <bootstrap> [--firewalled]`: one node, driven by JSON lines:
+//! `interop dht node <bootstrap> [--firewalled] [--host=<ip>]`: one node, driven by JSON lines:
 //! `{"do": "listen", "allow": [keys]}`, `{"do": "connect", "key", "rounds"}`,
 //! `{"do": "join", "topic", "announce", "lookup"}`, `{"do": "lookup", "topic"}`, `{"do": "status"}`.
 
@@ -70,10 +70,11 @@ async fn node(arguments: &[String]) -> Outcome {
     let (flags, nodes): (Vec<&String>, Vec<&String>) =
         arguments.iter().partition(|argument| argument.starts_with("--"));
     let bootstrap = nodes.iter().map(|node| node.parse()).collect::<Result<Vec<_>, _>>()?;
+    let host = flags.iter().find_map(|flag| flag.strip_prefix("--host="));
     let keys = KeyPair::generate();
     let dht = HyperDht::bind(DhtOptions {
         bootstrap,
-        host: [127, 0, 0, 1].into(),
+        host: host.map_or(Ok([127, 0, 0, 1].into()), str::parse)?,
         port: 0,
         key_pair: keys.clone(),
         quick_firewall: !flags.iter().any(|flag| *flag == "--firewalled"),
