@@ -34,6 +34,8 @@ pub(super) struct Shared {
 pub(super) struct State {
     pub(super) machine: Machine,
     socket: Option<UdxSocket>,
+    /// The socket before a move: libudx sends packets again to where they were sent first.
+    previous_socket: Option<UdxSocket>,
     first: Option<(UdxSocket, SocketAddr)>,
     pub(super) reader: Option<Waker>,
     pub(super) writer: Option<Waker>,
@@ -48,7 +50,7 @@ pub(super) struct State {
 }
 
 /// The sockets that a stream held.
-type Released = (Option<UdxSocket>, Option<(UdxSocket, SocketAddr)>);
+type Released = ([Option<UdxSocket>; 2], Option<(UdxSocket, SocketAddr)>);
 
 thread_local! {
     /// Where batches are put together: one a thread serves all streams.
@@ -63,6 +65,7 @@ impl Shared {
             state: Mutex::new(State {
                 machine: Machine::new(Instant::now(), id, options),
                 socket: None,
+                previous_socket: None,
                 first: None,
                 reader: None,
                 writer: None,
@@ -110,7 +113,13 @@ impl Shared {
         if !state.machine.change_remote(Instant::now(), canonical(remote), id) {
             return false;
         }
-        let before = state.socket.replace(socket.clone());
+        let moved = state.socket.as_ref().is_some_and(|before| !before.is_same(socket));
+        let before = if moved {
+            let before = state.socket.replace(socket.clone());
+            std::mem::replace(&mut state.previous_socket, before)
+        } else {
+            None
+        };
         state.blocked = None;
         self.flush(&mut state);
         self.wake(&mut state);
@@ -200,7 +209,7 @@ impl Shared {
             self.udx.remove(self.id);
         }
         state.blocked = None;
-        Some((state.socket.take(), state.first.take()))
+        Some(([state.socket.take(), state.previous_socket.take()], state.first.take()))
     }
 
     fn flush(&self, state: &mut State) {
