@@ -14,6 +14,7 @@ mod channel;
 mod connection;
 mod limits;
 mod outbox;
+mod pending;
 mod table;
 mod tasks;
 mod wire;

@@ -10,31 +10,9 @@ use std::collections::{HashMap, VecDeque};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::limits::{MAX_LOCAL_CHANNELS, MAX_REMOTE_CHANNELS, PENDING_TIMEOUT};
+use super::limits::{MAX_LOCAL_CHANNELS, MAX_REMOTE_CHANNELS};
+use super::pending::{Name, Pending};
 use super::{Message, MuxError};
-
-/// A channel's name: protocol and id.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Name {
-    pub(super) protocol: String,
-    pub(super) id: Vec<u8>,
-}
-
-/// A channel that the remote opened, as it waits for us.
-#[derive(Debug)]
-pub(super) struct Pending {
-    name: Name,
-    serial: u64,
-    deadline: Instant,
-    pub(super) handshake: Bytes,
-    pub(super) messages: Vec<Message>,
-}
-
-impl Pending {
-    fn cost(&self) -> usize {
-        self.messages.iter().map(Message::cost).sum()
-    }
-}
 
 #[derive(Debug)]
 enum Remote {
@@ -224,9 +202,7 @@ impl<C: Clone> Table<C> {
         let serial = self.next_serial;
         self.next_serial += 1;
         self.infos.entry(name.clone()).or_default().incoming.push_back(remote);
-        let deadline = now + PENDING_TIMEOUT;
-        let pending = Pending { name, serial, deadline, handshake, messages: Vec::new() };
-        self.remotes.insert(remote, Remote::Pending(pending));
+        self.remotes.insert(remote, Remote::Pending(Pending::new(name, serial, handshake, now)));
         Ok(RemoteOpened::Pending { serial })
     }
 
@@ -373,6 +349,7 @@ impl<C: Clone> Table<C> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::limits::PENDING_TIMEOUT;
     use super::*;
 
     fn name(id: u8) -> Name {

@@ -15,9 +15,11 @@ mod frame;
 mod handshake;
 mod raw;
 mod stream;
+mod xx;
 
 pub use handshake::{Handshake, Pattern, Session};
-pub use stream::{SecretReceiver, SecretSender, SecretStream, StreamOptions, connect_xx};
+pub use stream::{SecretReceiver, SecretSender, SecretStream, StreamOptions};
+pub use xx::connect_xx;
 
 /// The most bytes that one message can carry: 2^24 - 1 on the wire, less what encryption adds.
 pub const MAX_MESSAGE: usize = 0xff_ffff - cipher::OVERHEAD;

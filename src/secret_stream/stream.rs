@@ -10,13 +10,9 @@ use tokio::time::{Instant, timeout};
 
 use super::cipher::{HEADER, OVERHEAD, Pull, Push};
 use super::frame::{Frames, LENGTH, length_prefix};
-use super::handshake::MAX_HANDSHAKE_MESSAGE;
 use super::raw::Raw;
-use super::{Handshake, MAX_MESSAGE, Pattern, Result, SecretStreamError, Session};
-use crate::crypto::{KeyPair, PublicKey};
-
-/// How long a handshake on a plain stream may take.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+use super::{MAX_MESSAGE, Result, SecretStreamError, Session};
+use crate::crypto::PublicKey;
 
 /// How long the remote may take to send each part of its header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -315,61 +311,11 @@ impl fmt::Debug for SecretReceiver {
     }
 }
 
-/// Shakes hands on a plain stream with Noise XX, as npm's `new NoiseSecretStream(isInitiator, raw)`
-/// does, within 10 s. The remote's key is whatever it proves to have: the caller decides about it.
-///
-/// # Errors
-/// `Handshake`, `Timeout`, `Truncated`, or the raw stream's failure.
-pub async fn connect_xx<S>(raw: S, initiator: bool, keys: &KeyPair) -> Result<SecretStream>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    timeout(HANDSHAKE_TIMEOUT, shake_hands(raw, initiator, keys))
-        .await
-        .map_err(|_| SecretStreamError::Timeout)?
-}
-
-async fn shake_hands<S>(mut raw: S, initiator: bool, keys: &KeyPair) -> Result<SecretStream>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let mut handshake = Handshake::new(Pattern::XX, initiator, keys, None, &[])?;
-    let mut ours = initiator;
-    while !handshake.is_complete() {
-        if ours {
-            let message = handshake.write(&[])?;
-            let mut framed = length_prefix(message.len()).to_vec();
-            framed.extend_from_slice(&message);
-            raw.write_all(&framed).await?;
-            raw.flush().await?;
-        } else {
-            handshake.read(&read_frame(&mut raw).await?)?;
-        }
-        ours = !ours;
-    }
-    Ok(SecretStream::new(raw, handshake.finish()?))
-}
-
-/// Exactly one message, so that nothing behind the handshake is read.
-async fn read_frame(raw: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>> {
-    let mut length = [0; 4];
-    let truncated = |error: io::Error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => SecretStreamError::Truncated,
-        _ => SecretStreamError::Io(error),
-    };
-    raw.read_exact(&mut length[..LENGTH]).await.map_err(truncated)?;
-    let length = u32::from_le_bytes(length) as usize;
-    if length > MAX_HANDSHAKE_MESSAGE {
-        return Err(SecretStreamError::TooLong { length, limit: MAX_HANDSHAKE_MESSAGE });
-    }
-    let mut message = vec![0; length];
-    raw.read_exact(&mut message).await.map_err(truncated)?;
-    Ok(message)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::{Handshake, Pattern};
     use super::*;
+    use crate::crypto::KeyPair;
     use tokio::io::{DuplexStream, duplex};
 
     async fn sessions() -> (Session, Session) {
@@ -496,12 +442,5 @@ mod tests {
         let options = StreamOptions { receive_timeout, ..StreamOptions::default() };
         let (mut receiver, _sender, _raw) = against_raw(options).await;
         assert!(matches!(receiver.recv().await, Err(SecretStreamError::Timeout)));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_handshake_with_nobody_times_out() {
-        let (raw, _other) = duplex(1000);
-        let outcome = connect_xx(raw, false, &KeyPair::generate()).await;
-        assert!(matches!(outcome, Err(SecretStreamError::Timeout)));
     }
 }
