@@ -174,3 +174,176 @@ fn fill(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     }
     Ok(done)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypercore::memory::MemoryStorage;
+    use crate::hypercore::messages::{RequestNode, RequestUpgrade};
+    use crate::hypercore::node;
+    use crate::hypercore::{
+        ApplyError, BlockSource, Core, Data, FileAccess, OpenOptions, Request, Storage,
+    };
+    use std::sync::Mutex;
+
+    fn bytes(size: usize) -> Vec<u8> {
+        (0..size).map(|i| (i * 7 + i / 251) as u8).collect()
+    }
+
+    async fn built(dir: &Path, size: usize) -> StaticTree {
+        let path = dir.join("book");
+        std::fs::write(&path, bytes(size)).unwrap();
+        StaticTree::build(&path, None).await.unwrap()
+    }
+
+    async fn served(dir: &Path, size: usize) -> Core {
+        Core::open_static(&MemoryStorage::new(), &built(dir, size).await).await.unwrap()
+    }
+
+    fn into_file(storage: &dyn Storage, source: &Core, path: &Path) -> Core {
+        let blocks = BlockSource::File {
+            path: path.to_owned(),
+            block_size: BLOCK_SIZE,
+            access: FileAccess::Write,
+        };
+        let options = OpenOptions { blocks, ..OpenOptions::default() };
+        Core::open(storage, *source.key(), options).unwrap()
+    }
+
+    fn prove(source: &Core, request: &Request) -> Data {
+        source.prove(request).unwrap().unwrap()
+    }
+
+    fn whole(length: u64) -> Request {
+        let upgrade = Some(RequestUpgrade { start: 0, length });
+        Request { upgrade, manifest: true, ..Request::default() }
+    }
+
+    fn block(copy: &Core, index: u64) -> Request {
+        let nodes = copy.missing_nodes(2 * index).unwrap();
+        Request { block: Some(RequestNode { index, nodes }), ..Request::default() }
+    }
+
+    #[tokio::test]
+    async fn the_tree_is_that_of_the_blocks_hashed_one_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        for size in [1, 65_535, 65_536, 65_537, 65_536 * 4, 65_536 * 9 + 5] {
+            let tree = built(dir.path(), size).await;
+            let mut slow = Batch::new(Roots::default());
+            for block in bytes(size).chunks(BLOCK_SIZE as usize) {
+                slow.append_root(node::leaf(slow.roots.length, block)).unwrap();
+            }
+            assert_eq!(tree.hash, slow.roots.hash(), "{size}");
+            assert_eq!(tree.nodes.len(), slow.found.len());
+            assert_eq!((tree.length, tree.byte_length), (slow.roots.length, size as u64));
+            assert_eq!(tree.key, Manifest::fixed(tree.hash, tree.length).key());
+        }
+    }
+
+    #[tokio::test]
+    async fn progress_is_told_up_to_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let size = 3 << 20;
+        std::fs::write(dir.path().join("book"), bytes(size)).unwrap();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&told);
+        let progress: Progress =
+            Arc::new(move |done, total| log.lock().unwrap().push((done, total)));
+        StaticTree::build(&dir.path().join("book"), Some(progress)).await.unwrap();
+        let told = told.lock().unwrap();
+        assert_eq!(told.last(), Some(&(size as u64, size as u64)));
+        assert!(told.len() >= 3 && told.is_sorted());
+    }
+
+    #[tokio::test]
+    async fn an_empty_or_missing_file_has_no_core() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("book");
+        assert!(matches!(StaticTree::build(&path, None).await, Err(CoreError::File { .. })));
+        std::fs::write(&path, b"").unwrap();
+        assert!(matches!(StaticTree::build(&path, None).await, Err(CoreError::BlockSize(0))));
+    }
+
+    #[tokio::test]
+    async fn a_book_is_fetched_into_a_file_in_any_order_and_continued_after_a_crash() {
+        let dir = tempfile::tempdir().unwrap();
+        let size = 65_536 * 9 + 5;
+        let source = served(dir.path(), size).await;
+        let path = dir.path().join("copy");
+        let storage = MemoryStorage::new();
+        let copy = into_file(&storage, &source, &path);
+        // An upgrade of a static core is always to its whole length.
+        copy.apply(&prove(&source, &whole(1))).unwrap();
+        assert_eq!(copy.length(), 10);
+        for index in [9, 0, 4] {
+            copy.apply(&prove(&source, &block(&copy, index))).unwrap();
+        }
+        copy.flush().await.unwrap();
+        drop(copy);
+        let storage = storage.after_crash();
+        let copy = into_file(&storage, &source, &path);
+        assert_eq!(copy.state().blocks, 3);
+        for index in 0..10 {
+            if !copy.has(index) {
+                copy.apply(&prove(&source, &block(&copy, index))).unwrap();
+            }
+        }
+        copy.sync().await.unwrap();
+        assert!(copy.verify(None).await.unwrap().whole);
+        assert_eq!(std::fs::read(&path).unwrap(), bytes(size));
+        assert_eq!(copy.get(9).unwrap().unwrap(), bytes(size)[65_536 * 9..]);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_changed_is_not_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = built(dir.path(), 200_000).await;
+        let storage = MemoryStorage::new();
+        let source = Core::open_static(&storage, &tree).await.unwrap();
+        let copy = into_file(&MemoryStorage::new(), &source, &dir.path().join("copy"));
+        copy.apply(&prove(&source, &whole(4))).unwrap();
+        let asked = block(&copy, 2);
+        assert!(source.prove(&asked).is_ok());
+        // The same size and time, other bytes: only the hash tells.
+        let mut changed = bytes(200_000);
+        changed[150_000] ^= 1;
+        std::fs::write(&tree.path, changed).unwrap();
+        let file = File::options().write(true).open(&tree.path).unwrap();
+        let nanos = u64::try_from(tree.stamp.modified).unwrap();
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(nanos);
+        file.set_modified(time).unwrap();
+        assert!(matches!(source.prove(&asked), Err(CoreError::FileChanged)));
+        assert!(source.prove(&block(&copy, 0)).is_ok(), "this block is what it was");
+        file.set_modified(time + std::time::Duration::from_secs(1)).unwrap();
+        assert!(matches!(source.prove(&block(&copy, 0)), Err(CoreError::FileChanged)));
+        let verified = source.verify(None).await.unwrap();
+        assert_eq!((verified.good, verified.whole, source.state().blocks), (0, false, 4));
+        drop(source);
+        let open = Core::open_static(&storage, &tree).await.unwrap();
+        assert!(matches!(open.get(0), Err(CoreError::FileChanged)));
+    }
+
+    #[tokio::test]
+    async fn blocks_of_another_size_never_get_into_a_file() {
+        use crate::crypto::KeyPair;
+        use crate::hypercore::CreateOptions;
+        let dir = tempfile::tempdir().unwrap();
+        let pair = KeyPair::generate();
+        let manifest = Manifest::single(pair.public_key());
+        let options = CreateOptions { manifest, writer: Some(pair), compat: false };
+        let source = Core::create(&MemoryStorage::new(), options).unwrap();
+        let sizes = [65_536, 65_000, 66_000];
+        source.append(sizes.map(|size| bytes(size).into()).to_vec()).await.unwrap();
+        let copy = into_file(&MemoryStorage::new(), &source, &dir.path().join("copy"));
+        let upgraded = copy.apply(&prove(&source, &whole(3))).unwrap().upgraded;
+        assert_eq!(upgraded, Some(3), "three blocks are what a file of that size has");
+        copy.apply(&prove(&source, &block(&copy, 0))).unwrap();
+        let refused = copy.apply(&prove(&source, &block(&copy, 1))).unwrap_err();
+        assert!(matches!(refused, ApplyError::Layout(1)), "{refused}");
+        source.append(vec![bytes(1).into()]).await.unwrap();
+        let upgrade = Some(RequestUpgrade { start: 3, length: 1 });
+        let asked = Request { upgrade, ..Request::default() };
+        let refused = copy.apply(&prove(&source, &asked)).unwrap_err();
+        assert!(matches!(refused, ApplyError::Layout(3)), "{refused}");
+    }
+}

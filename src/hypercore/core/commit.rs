@@ -212,3 +212,101 @@ async fn store(
     }
     Ok(inner.storage.commit(Arc::new(commit)).await?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::OpenOptions;
+    use super::super::fixture::{
+        create, download, memory, proof, reader, request, upgrade, written,
+    };
+    use super::*;
+    use crate::hypercore::memory::MemoryStorage;
+    use crate::hypercore::storage::{StorageError, StorageErrorKind};
+    use bytes::Bytes;
+
+    fn full() -> Option<StorageError> {
+        Some(StorageError::new(StorageErrorKind::Full, "no space"))
+    }
+
+    fn after_crash(storage: &MemoryStorage, core: &Core) -> Core {
+        Core::open(&storage.after_crash(), *core.key(), OpenOptions::default()).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_applied_is_on_disk_soon_without_anybody_asking() {
+        let source = written(&memory(), 20).await;
+        let storage = memory();
+        let copy = reader(&storage, &source);
+        download(&copy, &source);
+        assert_eq!(after_crash(&storage, &copy).length(), 0);
+        tokio::time::sleep(2 * GROUP_DELAY).await;
+        assert_eq!(after_crash(&storage, &copy).state(), copy.state());
+        assert_eq!(storage.commits(copy.discovery_key()), 1);
+    }
+
+    #[tokio::test]
+    async fn a_crash_loses_less_than_a_mebibyte_and_what_is_left_is_whole() {
+        let source = create(&memory());
+        let block = Bytes::from(vec![7; 64 * 1024]);
+        source.append(vec![block; 100]).await.unwrap();
+        let storage = memory();
+        let copy = reader(&storage, &source);
+        copy.apply(&proof(&source, &upgrade(0, 100))).unwrap();
+        for index in 0..100 {
+            let applied = copy.apply(&proof(&source, &request(&copy, index))).unwrap();
+            if applied.full {
+                copy.room().await.unwrap();
+            }
+            let crashed = after_crash(&storage, &copy);
+            assert!(copy.state().blocks - crashed.state().blocks < 16);
+            assert!(crashed.verify(None).await.unwrap().bad.is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_stops_a_download_and_room_lets_it_go_on() {
+        let source = written(&memory(), 20).await;
+        let storage = memory();
+        let copy = reader(&storage, &source);
+        copy.apply(&proof(&source, &upgrade(0, 20))).unwrap();
+        storage.fail_commits(full());
+        copy.apply(&proof(&source, &request(&copy, 3))).unwrap();
+        assert!(matches!(copy.flush().await, Err(CoreError::Storage(_))));
+        let refused = copy.apply(&proof(&source, &request(&copy, 4))).unwrap_err();
+        assert!(!refused.is_violation());
+        assert!(copy.room().await.is_err());
+        assert!(copy.get(3).unwrap().is_some());
+        storage.fail_commits(None);
+        copy.flush().await.unwrap();
+        copy.room().await.unwrap();
+        download(&copy, &source);
+        copy.flush().await.unwrap();
+        assert_eq!(after_crash(&storage, &copy).state(), source.state());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_commit_that_failed_is_tried_again_by_itself() {
+        let source = written(&memory(), 20).await;
+        let storage = memory();
+        let copy = reader(&storage, &source);
+        storage.fail_commits(full());
+        download(&copy, &source);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(copy.room().await.is_err());
+        storage.fail_commits(None);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        copy.room().await.unwrap();
+        assert_eq!(after_crash(&storage, &copy).state(), source.state());
+    }
+
+    #[tokio::test]
+    async fn closing_finishes_what_was_begun() {
+        let source = written(&memory(), 20).await;
+        let storage = memory();
+        let copy = reader(&storage, &source);
+        download(&copy, &source);
+        copy.close().await.unwrap();
+        assert!(matches!(copy.flush().await, Err(CoreError::Closed)));
+        assert_eq!(reader(&storage, &source).state(), source.state());
+    }
+}

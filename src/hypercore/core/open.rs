@@ -215,3 +215,42 @@ impl Nodes for Stored<'_> {
         self.0.node(index).map_err(|error: StorageError| error.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{create, memory, pair, reader, written};
+    use super::*;
+    use crate::hypercore::memory::Damage;
+
+    #[tokio::test]
+    async fn a_manifest_that_does_not_hash_to_the_key_opens_nothing() {
+        let manifest = Some(Manifest::single(pair().public_key()));
+        let options = OpenOptions { manifest, ..OpenOptions::default() };
+        let refused = Core::open(&memory(), [1; 32], options);
+        assert!(matches!(refused, Err(CoreError::ManifestMismatch)), "{refused:?}");
+        let options = OpenOptions { writer: Some(pair()), ..OpenOptions::default() };
+        let refused = Core::open(&memory(), [1; 32], options);
+        assert!(matches!(refused, Err(CoreError::NotWritable)), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn a_place_for_a_remote_core_is_empty_and_leaves_nothing() {
+        let source = create(&memory());
+        let storage = memory();
+        let copy = reader(&storage, &source);
+        assert_eq!((copy.length(), copy.has(0), copy.writable()), (0, false, false));
+        assert!(copy.manifest().is_none());
+        copy.close().await.unwrap();
+        assert_eq!(storage.commits(source.discovery_key()), 0);
+    }
+
+    #[tokio::test]
+    async fn roots_that_were_not_signed_are_noticed_when_the_core_is_opened() {
+        let storage = memory();
+        let core = written(&storage, 12).await;
+        let open = || Core::open(&storage.after_crash(), *core.key(), OpenOptions::default());
+        assert!(open().is_ok());
+        storage.damage(core.discovery_key(), Damage::RemoveNode(7));
+        assert!(matches!(open(), Err(CoreError::MissingNode(7))));
+    }
+}

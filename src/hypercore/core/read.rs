@@ -130,7 +130,7 @@ impl Core {
     /// it is behind the end.
     pub fn missing_nodes(&self, index: u64) -> Result<u64, CoreError> {
         let head = self.locked(|state| 2 * state.roots.length);
-        if flat_tree::right_span(index) >= head {
+        if index >= head || flat_tree::right_span(index) >= head {
             return Ok(0);
         }
         let mut missing = 0;
@@ -222,5 +222,159 @@ impl Inner {
             Some(file) if file.access() == FileAccess::Read => Err(CoreError::FileChanged),
             _ => Err(CoreError::CorruptBlock(index)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::OpenOptions;
+    use super::super::fixture::{
+        block, download, memory, proof, reader, request, upgrade, written,
+    };
+    use super::*;
+    use crate::hypercore::memory::Damage;
+    use crate::hypercore::messages::{MAX_INDEX, RequestNode, RequestSeek, RequestUpgrade};
+
+    #[tokio::test]
+    async fn a_range_ends_where_a_block_is_missing_or_enough_was_read() {
+        let source = written(&memory(), 30).await;
+        let blocks: Vec<_> = (0..30).map(block).collect();
+        assert_eq!(source.range(0..99, usize::MAX).unwrap(), blocks);
+        assert_eq!(source.range(4..9, usize::MAX).unwrap(), blocks[4..9]);
+        assert_eq!(source.range(4..9, 0).unwrap(), blocks[4..5]);
+        let five: usize = blocks[..5].iter().map(Bytes::len).sum();
+        assert_eq!(source.range(0..30, five).unwrap(), blocks[..5]);
+        assert!(source.range(30..40, 1000).unwrap().is_empty());
+        let copy = reader(&memory(), &source);
+        copy.apply(&proof(&source, &upgrade(0, 30))).unwrap();
+        for index in [0, 1, 2, 4] {
+            copy.apply(&proof(&source, &request(&copy, index))).unwrap();
+        }
+        assert_eq!(copy.range(0..30, usize::MAX).unwrap(), blocks[..3]);
+        copy.flush().await.unwrap();
+        copy.apply(&proof(&source, &request(&copy, 3))).unwrap();
+        assert_eq!(copy.range(1..30, usize::MAX).unwrap(), blocks[1..5], "half of it on disk");
+    }
+
+    #[tokio::test]
+    async fn a_copy_of_a_part_serves_that_part() {
+        let source = written(&memory(), 30).await;
+        let middle = reader(&memory(), &source);
+        middle.apply(&proof(&source, &upgrade(0, 30))).unwrap();
+        middle.apply(&proof(&source, &request(&middle, 17))).unwrap();
+        let copy = reader(&memory(), &source);
+        assert!(copy.apply(&proof(&middle, &upgrade(0, 30))).unwrap().manifest);
+        let asked = request(&copy, 17);
+        assert_eq!(copy.apply(&proof(&middle, &asked)).unwrap().block, Some(17));
+        assert_eq!(middle.prove(&request(&copy, 18)).unwrap(), None);
+        let hash = Some(RequestNode { index: 5, nodes: 0 });
+        assert_eq!(middle.prove(&Request { hash, ..Request::default() }).unwrap(), None);
+        assert!(!middle.can_upgrade_from(5).unwrap() && middle.can_upgrade_from(16).unwrap());
+    }
+
+    #[tokio::test]
+    async fn requests_that_no_honest_peer_makes_are_errors_and_never_panics() {
+        let source = written(&memory(), 30).await;
+        let numbers = [0, 1, 2, 29, 30, 58, 59, 60, 61, 63, 1 << 40, MAX_INDEX, u64::MAX];
+        let mut requests = Vec::new();
+        for a in numbers {
+            for b in numbers {
+                let node = Some(RequestNode { index: a, nodes: b });
+                let upgrade = Some(RequestUpgrade { start: a, length: b });
+                let seek = Some(RequestSeek { bytes: a, padding: b });
+                requests.push(Request { block: node, ..Request::default() });
+                requests.push(Request { hash: node, ..Request::default() });
+                requests.push(Request { upgrade, ..Request::default() });
+                requests.push(Request { seek, upgrade, ..Request::default() });
+                requests.push(Request { seek, hash: node, ..Request::default() });
+                let all = Some(RequestUpgrade { start: 0, length: 30 });
+                requests.push(Request { seek, upgrade: all, ..Request::default() });
+                requests.push(Request { seek, hash: node, upgrade: all, ..Request::default() });
+                requests.push(Request { block: node, upgrade: all, ..Request::default() });
+            }
+        }
+        let (mut answered, mut invalid) = (0, 0);
+        for request in requests {
+            match source.prove(&request) {
+                Ok(Some(_)) => answered += 1,
+                Ok(None) => {}
+                Err(CoreError::InvalidRequest(_)) => invalid += 1,
+                Err(error) => panic!("{error} {request:?}"),
+            }
+        }
+        assert!(answered > 20 && invalid > 200, "{answered} {invalid}");
+        let empty = reader(&memory(), &source);
+        assert_eq!(empty.prove(&upgrade(0, 0)).unwrap(), None);
+        for index in numbers {
+            assert!(source.missing_nodes(index).is_ok());
+            let _ = source.byte_offset(index);
+            assert_eq!(source.get(index).unwrap().is_some(), index < 30);
+        }
+    }
+
+    #[tokio::test]
+    async fn every_byte_is_found() {
+        let source = written(&memory(), 30).await;
+        let mut at = 0;
+        for index in 0..30 {
+            assert_eq!(source.byte_offset(index).unwrap(), at);
+            for offset in 0..block(index).len() as u64 {
+                assert_eq!(source.seek(at + offset).unwrap(), Position::Block { index, offset });
+            }
+            at += block(index).len() as u64;
+        }
+        assert_eq!(source.seek(at).unwrap(), Position::End);
+        let copy = reader(&memory(), &source);
+        copy.apply(&proof(&source, &upgrade(0, 30))).unwrap();
+        assert_eq!(copy.seek(5).unwrap(), Position::Between { start: 0, end: 16 });
+        let seek = Some(RequestSeek { bytes: 100, padding: 0 });
+        // As npm asks: beside some leaf of the range.
+        let nodes = copy.missing_nodes(24).unwrap();
+        let hash = Some(RequestNode { index: 24, nodes });
+        copy.apply(&proof(&source, &Request { seek, hash, ..Request::default() })).unwrap();
+        assert_eq!(copy.seek(100).unwrap(), source.seek(100).unwrap());
+    }
+
+    #[tokio::test]
+    async fn local_damage_is_an_error_and_never_reaches_a_peer() {
+        let storage = memory();
+        let source = written(&storage, 30).await;
+        let key = *source.discovery_key();
+        storage.damage(&key, Damage::ChangeBlock(3, b"other".as_slice().into()));
+        storage.damage(&key, Damage::RemoveBlock(5));
+        storage.damage(&key, Damage::RemoveNode(14));
+        let copy = reader(&memory(), &source);
+        copy.apply(&proof(&source, &upgrade(0, 30))).unwrap();
+        assert!(matches!(source.get(3), Err(CoreError::CorruptBlock(3))));
+        assert!(matches!(source.prove(&request(&copy, 3)), Err(CoreError::CorruptBlock(3))));
+        assert!(matches!(source.prove(&request(&copy, 5)), Err(CoreError::MissingBlock(5))));
+        assert!(matches!(source.prove(&request(&copy, 6)), Err(CoreError::MissingNode(14))));
+        assert!(matches!(source.get(7), Err(CoreError::MissingNode(14))));
+        assert!(matches!(source.range(3..9, 999), Err(CoreError::CorruptBlock(3))));
+        assert_eq!(source.range(0..3, 999).unwrap().len(), 3);
+        let verified = source.verify(None).await;
+        assert!(matches!(verified, Err(CoreError::MissingNode(14))), "{verified:?}");
+    }
+
+    #[tokio::test]
+    async fn damaged_blocks_are_forgotten_by_a_check_and_fetched_again() {
+        let source = written(&memory(), 30).await;
+        let storage = memory();
+        let copy = reader(&storage, &source);
+        download(&copy, &source);
+        copy.flush().await.unwrap();
+        assert!(copy.verify(None).await.unwrap().whole);
+        let key = *copy.discovery_key();
+        storage.damage(&key, Damage::ChangeBlock(3, b"other".as_slice().into()));
+        storage.damage(&key, Damage::RemoveBlock(5));
+        let verified = copy.verify(None).await.unwrap();
+        assert_eq!((verified.good, verified.bad, verified.whole), (28, vec![3, 5], false));
+        assert_eq!(copy.contiguous_length(), 3);
+        download(&copy, &source);
+        copy.flush().await.unwrap();
+        assert!(copy.verify(None).await.unwrap().whole);
+        let again =
+            Core::open(&storage.after_crash(), *copy.key(), OpenOptions::default()).unwrap();
+        assert_eq!(again.state(), source.state());
     }
 }
