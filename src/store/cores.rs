@@ -143,7 +143,7 @@ impl Place {
 
 impl CoreStorage for Place {
     fn header(&self) -> Result<Option<Header>> {
-        self.read(rows::header)?.transpose()
+        self.read(rows::header)
     }
 
     fn node(&self, index: u64) -> Result<Option<Node>> {

@@ -164,7 +164,6 @@ impl Core {
             state.pending.put_block(block.index, block.value.clone());
             state.pending.pages.insert(block.index / PAGE_BITS);
         }
-        state.sequence += 1;
         applied.full = state.pending.bytes >= GROUP_BYTES;
         self.inner.announce(state);
         self.schedule(state);
@@ -338,7 +337,9 @@ mod tests {
                 push(&|data| lists(data)[list][node].hash[7] ^= 4);
                 push(&|data| lists(data)[list][node].size ^= 1 << 40);
                 push(&|data| lists(data)[list][node].index ^= 4);
-                push(&|data| drop(lists(data)[list].remove(node)));
+                push(&|data| {
+                    lists(data)[list].remove(node);
+                });
             }
         }
         if let Some(block) = &data.block {

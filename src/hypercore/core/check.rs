@@ -96,7 +96,6 @@ impl Core {
                     state.pending.pages.insert(index / PAGE_BITS);
                 }
             }
-            state.sequence += 1;
             self.inner.announce(&state);
         }
         self.flush().await

@@ -61,7 +61,7 @@ impl Core {
     /// Returns when less than a commit's worth waits for the disk, or fails as the storage does.
     /// Cancel safe.
     pub async fn room(&self) -> Result<(), CoreError> {
-        let mut durable = self.inner.durable.subscribe();
+        let mut commits = self.inner.commits.subscribe();
         loop {
             {
                 let state = lock(&self.inner.state);
@@ -73,7 +73,7 @@ impl Core {
                     return Ok(());
                 }
             }
-            if durable.changed().await.is_err() {
+            if commits.changed().await.is_err() {
                 return Err(CoreError::Closed);
             }
         }
@@ -145,7 +145,7 @@ pub(super) async fn commit_pending(
     inner: &Arc<Inner>,
     survives: Survives,
 ) -> Result<(), CoreError> {
-    let (pending, commit, sequence) = {
+    let (pending, commit) = {
         let mut state = lock(&inner.state);
         if state.pending.is_empty() && survives == Survives::Process {
             return Ok(());
@@ -153,25 +153,19 @@ pub(super) async fn commit_pending(
         let pending = Arc::new(std::mem::take(&mut state.pending));
         let commit = commit_of(inner, &state, &pending, survives);
         state.flushing = Some(Arc::clone(&pending));
-        (pending, commit, state.sequence)
+        (pending, commit)
     };
     let outcome = store(inner, &pending, commit).await;
-    let failure = outcome.as_ref().err().cloned();
     {
         let mut state = lock(&inner.state);
         state.flushing = None;
-        if let Some(error) = &failure {
+        state.failure = outcome.as_ref().err().cloned();
+        if let Err(error) = &outcome {
             tracing::warn!(%error, "blocks could not be stored");
             state.pending.restore(&pending);
         }
-        state.failure.clone_from(&failure);
     }
-    inner.durable.send_modify(|durable| {
-        if failure.is_none() {
-            durable.sequence = sequence;
-        }
-        durable.failure = failure;
-    });
+    inner.commits.send_modify(|commits| *commits += 1);
     outcome
 }
 

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{BlockSource, Core, CreateOptions, OpenOptions};
+use super::{Core, CreateOptions, OpenOptions};
 use crate::crypto::KeyPair;
 use crate::hypercore::manifest::Manifest;
 use crate::hypercore::memory::MemoryStorage;
@@ -37,11 +37,6 @@ pub(super) fn create(storage: &dyn Storage) -> Core {
 /// The place of a core elsewhere.
 pub(super) fn reader(storage: &dyn Storage, source: &Core) -> Core {
     Core::open(storage, *source.key(), OpenOptions::default()).unwrap()
-}
-
-pub(super) fn reader_into(storage: &dyn Storage, source: &Core, blocks: BlockSource) -> Core {
-    let options = OpenOptions { blocks, ..OpenOptions::default() };
-    Core::open(storage, *source.key(), options).unwrap()
 }
 
 pub(super) fn upgrade(start: u64, length: u64) -> Request {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Notify, watch};
 
-use super::state::{Appends, Durable, Inner, Known, Pending, State};
+use super::state::{Appends, Inner, Known, Pending, State};
 use super::{BlockSource, Core, CreateOptions, OpenOptions};
 use crate::crypto::{Hash, KeyPair, discovery_key};
 use crate::hypercore::bitfield::Bitfield;
@@ -99,7 +99,7 @@ impl Core {
         }
         let state = load(&*place, &key, header, manifest)?;
         let (changes, _) = watch::channel(state.change());
-        let (durable, _) = watch::channel(Durable::default());
+        let (commits, _) = watch::channel(0);
         let inner = Inner {
             key,
             discovery_key: discovery_key(&key),
@@ -111,7 +111,7 @@ impl Core {
             committing: tokio::sync::Mutex::new(()),
             upgrading: Mutex::new(()),
             wake: Notify::new(),
-            durable,
+            commits,
             appends: Mutex::new(Appends::default()),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -153,7 +153,6 @@ fn load(
         bits: Bitfield::default(),
         pending: Pending::default(),
         flushing: None,
-        sequence: 0,
         committer: false,
         failure: None,
         closed: false,

@@ -11,7 +11,7 @@ use crate::crypto::{Hash, KeyPair};
 use crate::hypercore::bitfield::Bitfield;
 use crate::hypercore::block_file::BlockFile;
 use crate::hypercore::error::CoreError;
-use crate::hypercore::manifest::{Manifest, Prologue};
+use crate::hypercore::manifest::Manifest;
 use crate::hypercore::messages::Node;
 use crate::hypercore::storage::{CoreStorage, Header};
 use crate::hypercore::tree::{Nodes, Roots};
@@ -32,18 +32,9 @@ pub(super) struct Inner {
     pub(super) upgrading: Mutex<()>,
     /// Ends the committer's wait before its time.
     pub(super) wake: Notify,
-    /// Progress of commits.
-    pub(super) durable: watch::Sender<Durable>,
+    /// Counts commits, whether or not they worked.
+    pub(super) commits: watch::Sender<u64>,
     pub(super) appends: Mutex<Appends>,
-}
-
-/// What is certain about the disk.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Durable {
-    /// The newest change that is on disk ([`State::sequence`]).
-    pub(super) sequence: u64,
-    /// Why the last commit failed; cleared by one that works.
-    pub(super) failure: Option<CoreError>,
 }
 
 /// Appends that wait for their turn.
@@ -68,10 +59,9 @@ pub(super) struct State {
     pub(super) pending: Pending,
     /// What a commit is storing.
     pub(super) flushing: Option<Arc<Pending>>,
-    /// Counts changes.
-    pub(super) sequence: u64,
     /// Whether the committer's task runs.
     pub(super) committer: bool,
+    /// Why the last commit failed; cleared by one that works.
     pub(super) failure: Option<CoreError>,
     pub(super) closed: bool,
 }
@@ -147,10 +137,6 @@ impl Pending {
 impl State {
     pub(super) fn check(&self) -> Result<(), CoreError> {
         if self.closed { Err(CoreError::Closed) } else { Ok(()) }
-    }
-
-    pub(super) fn prologue(&self) -> Option<Prologue> {
-        self.manifest.as_ref().and_then(|known| known.manifest.prologue)
     }
 
     pub(super) fn header(&self, key: &Hash) -> Header {

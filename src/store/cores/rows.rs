@@ -9,6 +9,9 @@ use crate::hypercore::Node;
 use crate::hypercore::bitfield::Page;
 use crate::hypercore::storage::{Commit, Header, Result, StorageError, StorageErrorKind};
 
+/// Bitfield pages with their numbers.
+type Bits = Vec<(u64, Box<Page>)>;
+
 /// How far a core's id is shifted. Blocks, pages and tree indexes are below 2^40.
 const CORE_SHIFT: u32 = 40;
 
@@ -39,20 +42,20 @@ pub(super) fn id(connection: &Connection, discovery_key: &Hash) -> rusqlite::Res
         .optional()
 }
 
-pub(super) fn header(connection: &Connection, core: i64) -> rusqlite::Result<Result<Header>> {
+pub(super) fn header(connection: &Connection, core: i64) -> rusqlite::Result<Header> {
     let sql = "SELECT key, manifest, fork, length, byte_length, signature FROM cores WHERE id = ?1";
     connection.prepare_cached(sql)?.query_row([core], |row| {
         let bytes = |row: &Row<'_>, index| {
             Ok::<_, rusqlite::Error>(row.get::<_, Option<Vec<u8>>>(index)?.map(Bytes::from))
         };
-        Ok(Ok(Header {
+        Ok(Header {
             key: row.get(0)?,
             manifest: bytes(row, 1)?,
             fork: row.get(2)?,
             length: row.get(3)?,
             byte_length: row.get(4)?,
             signature: bytes(row, 5)?,
-        }))
+        })
     })
 }
 
@@ -100,10 +103,7 @@ pub(super) fn page(connection: &Connection, core: i64, number: u64) -> rusqlite:
     Ok(page.unwrap_or_default())
 }
 
-pub(super) fn bits(
-    connection: &Connection,
-    core: i64,
-) -> rusqlite::Result<Result<Vec<(u64, Box<Page>)>>> {
+pub(super) fn bits(connection: &Connection, core: i64) -> rusqlite::Result<Result<Bits>> {
     let sql = "SELECT place, bits FROM core_bits WHERE place >= ?1 AND place < ?2 ORDER BY place";
     let mut statement = connection.prepare_cached(sql)?;
     let (start, end) = places(core)?;
