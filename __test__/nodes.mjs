@@ -4,9 +4,9 @@ import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { isAbsolute, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { root, startProgram, temporaryDirectory, until, within } from './interop/support.mjs'
+import { root, startProgram, temporaryDirectory, undo, until, within } from './interop/support.mjs'
 
-export { root, temporaryDirectory, until, within }
+export { root, temporaryDirectory, undo, until, within }
 
 /** The addon as a program gets it. */
 export const p2p = createRequire(import.meta.url)('../index.js')
@@ -33,7 +33,7 @@ export const books = [
 /** A private DHT. */
 export async function testnet(t, size = 3) {
   const network = await Testnet.start(size)
-  t.after(() => network.close())
+  undo(t, () => network.close())
   return network
 }
 
@@ -47,7 +47,7 @@ export async function openNode(t, network, options = {}) {
     ...options,
     dataDir
   })
-  t.after(() => node.close())
+  undo(t, () => node.close())
   return node
 }
 

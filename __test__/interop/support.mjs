@@ -1,7 +1,7 @@
 // What every interop test needs: the Rust program of examples/interop as a child process that talks
 // JSON lines, temporary directories, JavaScript testnets, and waits that end.
 //
-// Everything made here is undone when its test ends (`t.after`), whatever the outcome.
+// Everything made here is undone when its test ends, the last first, whatever the outcome.
 
 import { spawn } from 'node:child_process'
 import { existsSync, statSync } from 'node:fs'
@@ -16,6 +16,18 @@ export const root = fileURLToPath(new URL('../../', import.meta.url))
 
 /** How long a wait may take before the test fails, in milliseconds: generous, for busy machines. */
 export const patience = Number(process.env.ALEX_P2P_TEST_TIMEOUT ?? 30_000)
+
+const undoing = new WeakMap()
+
+/** Undoes something when the test ends, before what was made earlier: a node needs its network to leave. */
+export function undo(t, step) {
+  const steps = undoing.get(t)
+  if (steps) return steps.push(step)
+  undoing.set(t, [step])
+  t.after(async () => {
+    for (const step of undoing.get(t).reverse()) await step()
+  })
+}
 
 /** The interop program: `ALEX_P2P_INTEROP`, or the newest one that was built. */
 export function interopProgram() {
@@ -44,7 +56,7 @@ export function startInterop(t, args, options = {}) {
 /** Starts any program that talks JSON lines, and ends it with the test. */
 export function startProgram(t, path, args = [], { env, cwd } = {}) {
   const program = new Program(path, args, { env, cwd })
-  t.after(() => program.end())
+  undo(t, () => program.end())
   return program
 }
 
@@ -173,7 +185,7 @@ export class Program {
 /** A temporary directory that is removed with the test. */
 export async function temporaryDirectory(t) {
   const path = await mkdtemp(join(tmpdir(), 'alex-p2p-'))
-  t.after(() => rm(path, { recursive: true, force: true, maxRetries: 5 }))
+  undo(t, () => rm(path, { recursive: true, force: true, maxRetries: 5 }))
   return path
 }
 
@@ -181,7 +193,7 @@ export async function temporaryDirectory(t) {
 export async function javascriptTestnet(t, size = 3) {
   const { default: createTestnet } = await import('hyperdht/testnet.js')
   const testnet = await createTestnet(size, { host: '127.0.0.1' })
-  t.after(() => testnet.destroy())
+  undo(t, () => testnet.destroy())
   return testnet
 }
 

@@ -10,7 +10,7 @@ use napi::bindgen_prelude::{
     ValidateNapiValue, ValueType,
 };
 use napi::threadsafe_function::ThreadsafeFunction;
-use napi::{Env, Status};
+use napi::{Env, JsValue, Status};
 
 use super::argument::{is_missing, property, type_of, wrong};
 use super::error::{internal, invalid};
@@ -92,11 +92,12 @@ impl FromNapiValue for Answer {
         env: napi::sys::napi_env,
         value: napi::sys::napi_value,
     ) -> napi::Result<Self> {
-        // SAFETY: napi's own contract, handed on.
+        // SAFETY: napi's own contract, handed on; the type is checked before the conversion.
         unsafe {
-            match Promise::<Place>::validate(env, value) {
-                Ok(_) => Promise::from_napi_value(env, value).map(Self::Later),
-                Err(_) => Place::from_napi_value(env, value).map(Self::Now),
+            if Unknown::from_raw_unchecked(env, value).is_promise()? {
+                Promise::from_napi_value(env, value).map(Self::Later)
+            } else {
+                Place::from_napi_value(env, value).map(Self::Now)
             }
         }
     }

@@ -1,0 +1,121 @@
+// node.catalog and node.catalog.of().
+
+import assert from 'node:assert/strict'
+import { readFile } from 'node:fs/promises'
+import { test } from 'node:test'
+import { books, failure, offered, openNode, pair, shared, testnet, until } from './nodes.mjs'
+
+test('publish, sync and unpublish append what changed and nothing else', async (t) => {
+  const node = await openNode(t, await testnet(t, 1))
+  const { catalog } = node
+  assert.match(catalog.key, /^[a-z0-9]{52}$/)
+  assert.equal(catalog.length, 0)
+  assert.deepEqual(await catalog.publish(books), { added: 2, updated: 0, removed: 0, unchanged: 0 })
+  assert.deepEqual(await catalog.sync(books), { added: 0, updated: 0, removed: 0, unchanged: 2 })
+  assert.equal(catalog.length, 2)
+  const changed = [{ ...books[0], title: 'Frankenstein; or, The Modern Prometheus' }, { id: 'new', title: 'New' }]
+  assert.deepEqual(await catalog.sync(changed), { added: 1, updated: 1, removed: 1, unchanged: 0 })
+  assert.deepEqual(await catalog.unpublish(['new', 'unknown']), { added: 0, updated: 0, removed: 1, unchanged: 0 })
+  const { books: listed, total, nextCursor } = await catalog.list()
+  assert.deepEqual([total, nextCursor, listed[0].id], [1, null, 'frankenstein'])
+  assert.equal((await catalog.get('frankenstein')).author, 'Mary Shelley')
+  assert.equal(await catalog.get('new'), null)
+  assert.equal((await catalog.status()).books, 1)
+})
+
+test('the fields of a book arrive as they were given, and its place does not', async (t) => {
+  const network = await testnet(t)
+  const [a, b] = [await openNode(t, network), await openNode(t, network)]
+  const addedAt = new Date('2024-05-06T07:08:09.123Z')
+  await a.catalog.publish([
+    { ...books[0], addedAt, language: 'en', tags: ['gothic'], series: { name: 'S', number: 1.5 }, isbn: null },
+    { id: 'on demand', title: 'On demand', source: () => '/secret/place.epub' }
+  ])
+  await pair(a, b)
+  await offered(b, a, 2)
+  const { books: listed } = await b.catalog.of(a.identity.publicKey).list()
+  assert.deepEqual(listed[0], {
+    id: 'frankenstein',
+    title: 'Frankenstein',
+    author: 'Mary Shelley',
+    format: 'epub',
+    sizeBytes: 690_404,
+    addedAt: addedAt.toISOString(),
+    language: 'en',
+    tags: ['gothic'],
+    series: { name: 'S', number: 1.5 }
+  })
+  assert.deepEqual(Object.keys(listed[1]).sort(), ['addedAt', 'id', 'title'])
+})
+
+test('a peer\'s catalog is followed live, and can be browsed while the peer is offline', async (t) => {
+  const network = await testnet(t)
+  const [a, b] = [await openNode(t, network), await openNode(t, network)]
+  await pair(a, b)
+  const theirs = b.catalog.of(a.identity.inviteLink('Ada'))
+  assert.equal(theirs.peer, a.identity.publicKey)
+  for (let n = 1; n <= 5; n++) {
+    await a.catalog.publish([{ id: `${n}`, title: `Volume ${n}` }])
+    await offered(b, a, n)
+  }
+  await a.catalog.unpublish(['3'])
+  await offered(b, a, 4)
+  const status = await theirs.status()
+  assert.deepEqual([status.feedKey, status.length, status.books], [a.catalog.key, 6, 4])
+  await a.close()
+  await until(async () => !(await b.peers.get(a.identity.publicKey)).isOnline, 'a is offline')
+  assert.equal((await theirs.list({ search: 'volume' })).total, 4)
+  assert.equal((await theirs.get('5')).title, 'Volume 5')
+})
+
+test('an unknown peer\'s catalog is empty', async (t) => {
+  const node = await openNode(t, await testnet(t, 1))
+  const theirs = node.catalog.of('1m1ewdyh4bufibabw4d6ckjhfmddthpikyzok4qqe1ozn916q16y')
+  assert.deepEqual(await theirs.list(), { books: [], nextCursor: null, total: 0 })
+  assert.equal(await theirs.status(), null)
+})
+
+test('a page after another shows every book once', async (t) => {
+  const node = await openNode(t, await testnet(t, 1))
+  await node.catalog.publish(Array.from({ length: 25 }, (_, n) => ({ id: `${n}`, title: `Volume ${n}` })))
+  const seen = []
+  let cursor
+  do {
+    const page = await node.catalog.list({ cursor, limit: 10, newestFirst: true })
+    seen.push(...page.books.map((book) => Number(book.id)))
+    cursor = page.nextCursor
+  } while (cursor)
+  assert.deepEqual(seen, Array.from({ length: 25 }, (_, n) => 24 - n))
+})
+
+test('ten thousand real entries arrive at a peer and are found there', async (t) => {
+  const path = shared(t, 'catalog', 'goodbooks-10k.jsonl')
+  if (!path) return
+  const list = (await readFile(path, 'utf8'))
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line))
+    .map(({ type, ...book }) => book)
+  const network = await testnet(t)
+  const [a, b] = [await openNode(t, network), await openNode(t, network)]
+  const changes = await a.catalog.sync(list)
+  assert.equal(changes.added, list.length)
+  assert.equal((await a.catalog.sync(list)).unchanged, list.length)
+  await pair(a, b)
+  await offered(b, a, list.length)
+  const theirs = b.catalog.of(a.identity.publicKey)
+  const last = list.at(-1)
+  assert.equal((await theirs.get(last.id)).title, last.title)
+  const found = await theirs.list({ search: 'hunger games' })
+  assert.ok(found.books.some((book) => book.title.startsWith('The Hunger Games')), JSON.stringify(found))
+
+  await a.catalog.unpublish([last.id])
+  await offered(b, a, list.length - 1)
+})
+
+test('a book that breaks a limit is refused, and nothing of its batch is published', async (t) => {
+  const node = await openNode(t, await testnet(t, 1))
+  const batch = [...books, { id: 'huge', title: 'x'.repeat(70_000) }]
+  assert.equal((await failure(node.catalog.publish(batch))).code, 'ERR_INVALID_ARGUMENT')
+  assert.equal((await node.catalog.list()).total, 0)
+})
