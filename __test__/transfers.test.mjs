@@ -262,7 +262,7 @@ test('hostile words never become a path', async (t) => {
     assert.equal(dirname(path), folder, JSON.stringify(path))
     const name = basename(path)
     assert.ok(Buffer.byteLength(name) <= 255 && !unsafe.test(name), JSON.stringify(name))
-    assert.ok(!/^(con(\.|$)|\.|~)/i.test(name), JSON.stringify(name))
+    assert.ok(!/^(con(\.|$)|\.)/i.test(name), JSON.stringify(name))
     assert.equal((await stat(path)).size, 574_571)
   }
   for (const book of theirs) {
