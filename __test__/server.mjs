@@ -12,20 +12,22 @@ say({ event: 'open', key: node.identity.publicKey })
 
 /** What no single method of a node does. */
 const more = {
-  // Asks for a book, or goes on with it, and says how far it is every few milliseconds.
+  // Asks for a book, or goes on with it, and says how far it is whenever that changes.
   async fetch(request) {
     const transfer = await node.transfers.request(request)
-    const before = transfer.toJSON()
-    let shown = -1
-    const timer = setInterval(() => {
-      const { bytes } = transfer.progress
-      if (bytes !== shown) say({ event: 'bytes', bytes: (shown = bytes) })
-    }, 2)
+    let last
+    const show = () => {
+      const { state, progress } = transfer.toJSON()
+      const text = `${state} ${progress.bytes}`
+      if (text !== last) say({ event: 'at', state, bytes: progress.bytes })
+      last = text
+    }
+    const timer = setInterval(show, 2)
     transfer
       .done()
-      .then((info) => say({ event: 'done', path: info.path }), (error) => say({ event: 'done', error }))
+      .then((info) => say({ event: 'done', path: info.path }), ({ code }) => say({ event: 'done', code }))
       .finally(() => clearInterval(timer))
-    return before
+    return transfer.id
   },
   memory: () => process.memoryUsage.rss()
 }

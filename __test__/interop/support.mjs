@@ -146,6 +146,18 @@ export class Program {
     })
   }
 
+  /** Takes all lines that match and came before this call. */
+  rest(matches) {
+    const taken = this.#lines.filter((line) => matches(line))
+    this.#lines = this.#lines.filter((line) => !matches(line))
+    return taken
+  }
+
+  /** Gives a line back, for the next call that it matches. */
+  unread(line) {
+    this.#lines.unshift(line)
+  }
+
   /** Sends a signal, SIGKILL by default, and waits for the end. */
   async kill(signal = 'SIGKILL') {
     this.#child.kill(signal)
