@@ -188,6 +188,15 @@ async fn closing_a_socket_ends_its_streams_and_tells_the_other_side() {
 }
 
 #[tokio::test]
+async fn a_stream_that_is_connected_over_a_closed_socket_is_closed() {
+    let (a, b) = (End::local(), End::local());
+    a.socket.close();
+    let (left, _right) = connect(&a, &b);
+    let closed = timeout(Duration::from_secs(1), left.handle().closed()).await;
+    assert_eq!(closed.unwrap(), CloseReason::SocketClosed);
+}
+
+#[tokio::test]
 async fn a_destroy_from_elsewhere_is_ignored() {
     let (a, b, stranger) = (End::local(), End::local(), End::local());
     let (mut left, right) = connect(&a, &b);

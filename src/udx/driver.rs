@@ -105,6 +105,9 @@ impl Shared {
         // A socket that was let go closes, and closing looks at all streams: not under the lock.
         drop(first);
         self.first_packet.notify_waiters();
+        if socket.is_closed() {
+            self.socket_closed(socket.inner());
+        }
         socket.runtime().spawn(Arc::clone(self).run());
     }
 
@@ -262,6 +265,7 @@ impl Shared {
                     return;
                 }
                 state.armed = state.machine.deadline();
+                // Gone between two looks, and released by whoever ended it.
                 let Some(socket) = state.socket.clone() else { return };
                 (socket, state.armed, state.blocked.is_some())
             };

@@ -157,6 +157,10 @@ impl UdxSocket {
         self.inner().close();
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.inner().closed.is_cancelled()
+    }
+
     /// Whether both are the same bound socket.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
@@ -210,10 +214,11 @@ impl Inner {
         if self.closed.is_cancelled() {
             return;
         }
-        for stream in self.udx.all() {
-            stream.socket_closed(self);
-        }
+        let end_streams = || self.udx.all().iter().for_each(|stream| stream.socket_closed(self));
+        // Before, so that they can still say so; and those that were connected meanwhile.
+        end_streams();
         self.closed.cancel();
+        end_streams();
     }
 
     /// `to` as this socket's family writes it.
