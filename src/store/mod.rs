@@ -203,6 +203,8 @@ impl Database {
     pub fn close(&self) {
         let writer = lock(&self.inner.writer).take();
         self.inner.slots.close();
+        // The writer must be the last to close: it puts the log back into the file, readers cannot.
+        lock(&self.inner.readers).clear();
         if let Some(Writer { jobs, thread }) = writer {
             drop(jobs);
             if thread.join().is_err() {
@@ -343,6 +345,7 @@ mod tests {
         put(&db, "a").await.unwrap();
         assert_eq!(count(&db), 1);
         db.close();
+        assert!(!dir.path().join("p2p.db-wal").exists(), "all of it is in the one file");
         assert_eq!(count(&Database::open(&path).unwrap()), 1);
     }
 
