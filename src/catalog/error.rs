@@ -26,6 +26,12 @@ pub enum CatalogError {
         /// What had been replayed from it.
         expected: u64,
     },
+    /// Another server publishes in the same feed.
+    #[error(
+        "this server's catalog feed is also written elsewhere: its data directory was copied and both \
+         copies run. Stop one of them; on the other, close the node, remove p2p.db and publish again"
+    )]
+    WrittenElsewhere,
     /// The feed was replayed further, or replaced, by somebody else.
     #[error("the catalog changed meanwhile")]
     Moved,
@@ -73,7 +79,9 @@ impl From<CatalogError> for Error {
             CatalogError::Core(error) => return error.into(),
             CatalogError::Closed => return Self::closed(),
             CatalogError::Moved => ErrorCode::Internal,
-            CatalogError::OwnFeedDamaged { .. } => ErrorCode::Corrupt,
+            CatalogError::OwnFeedDamaged { .. } | CatalogError::WrittenElsewhere => {
+                ErrorCode::Corrupt
+            }
             CatalogError::InvalidBook { .. } | CatalogError::InvalidCursor => {
                 ErrorCode::InvalidArgument
             }

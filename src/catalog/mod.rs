@@ -20,9 +20,10 @@ mod search;
 mod sources;
 mod view;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 pub use book::Book;
@@ -34,9 +35,9 @@ pub use view::MAX_BOOKS;
 
 use crate::crypto::{KeyPair, PublicKey};
 use crate::error::Result;
-use crate::events::Events;
+use crate::events::{EventKind, Events};
 use crate::hypercore::Storage;
-use crate::hypercore::replicator::{CoreHandle, Policy, Replicator};
+use crate::hypercore::replicator::{self, CoreHandle, Policy, Replicator};
 use crate::store::{Database, StoreError};
 use crate::transfer::{BookSource, Description, Library, Provider};
 
@@ -112,7 +113,15 @@ impl Catalog {
                 tracing::warn!(peer = feed.server.short(), %error, "a peer's feed does not open");
             }
         }
-        Ok(Self { inner: Arc::new(Inner { options, own, own_handle, peers, cancel }) })
+        let inner = Arc::new(Inner { options, own, own_handle, peers, cancel });
+        tokio::spawn(watch_for_copies(Arc::downgrade(&inner)));
+        Ok(Self { inner })
+    }
+
+    /// What keeps this node from publishing, for a person; `None` when all is well.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.inner.own.check_single().err().map(|error| error.to_string())
     }
 
     /// The key of the own feed's core.
@@ -204,6 +213,31 @@ impl Catalog {
 
     fn view(&self, server: PublicKey) -> PeerCatalog {
         PeerCatalog { inner: Arc::clone(&self.inner), server }
+    }
+}
+
+/// Stops publishing when a peer has entries of the own feed that were not written here: two copies of
+/// one data directory are running.
+async fn watch_for_copies(catalog: Weak<Inner>) {
+    let Some((mut events, cancel, key)) = catalog.upgrade().map(|inner| {
+        (inner.options.replicator.events(), inner.cancel.clone(), *inner.own.core.key())
+    }) else {
+        return;
+    };
+    loop {
+        let event = match cancel.run_until_cancelled(events.recv()).await {
+            Some(Ok(event)) => event,
+            Some(Err(RecvError::Lagged(_))) => continue,
+            Some(Err(RecvError::Closed)) | None => return,
+        };
+        let replicator::EventKind::WrittenElsewhere { .. } = event.kind else { continue };
+        let Some(inner) = catalog.upgrade() else { return };
+        if event.key == key && inner.own.stop_publishing().await {
+            let message = CatalogError::WrittenElsewhere.to_string();
+            tracing::error!(peer = event.peer.short(), message, "publishing has stopped");
+            let layer = "catalog".to_owned();
+            inner.options.events.emit(EventKind::Status { layer, ok: false, message });
+        }
     }
 }
 

@@ -1,7 +1,9 @@
 //! This node's own feed: published, synchronized, and replayed like any other.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use rusqlite::types::FromSql;
 use rusqlite::{Connection, OptionalExtension};
 use tokio::sync::Mutex;
 
@@ -21,6 +23,9 @@ use crate::time::now_ms;
 /// a lost database gives a new feed and never a second one with the same key.
 const NAMESPACE: &str = "catalog_namespace";
 
+/// The row of `meta` that says that the feed was also written elsewhere, once that is known.
+const ELSEWHERE: &str = "catalog_written_elsewhere";
+
 /// The own feed.
 pub(super) struct OwnFeed {
     pub(super) core: Core,
@@ -29,6 +34,8 @@ pub(super) struct OwnFeed {
     database: Database,
     /// One change at a time: each is planned against what the one before it left.
     publishing: Mutex<()>,
+    /// A peer has entries of this feed that were not written here.
+    written_elsewhere: AtomicBool,
 }
 
 impl OwnFeed {
@@ -38,7 +45,7 @@ impl OwnFeed {
         let (manifest, feed) = options
             .database
             .write(move |transaction| {
-                let namespace = match namespace(transaction)? {
+                let namespace = match meta(transaction, NAMESPACE)? {
                     Some(namespace) => namespace,
                     None => {
                         let namespace: [u8; 32] = random();
@@ -69,8 +76,43 @@ impl OwnFeed {
         let (database, events) = (options.database.clone(), options.events.clone());
         let replay = Replay::new(database.clone(), core.clone(), events, feed);
         replay.catch_up().await?;
-        let providers = Providers::default();
-        Ok(Self { core, replay, providers, database, publishing: Mutex::new(()) })
+        let elsewhere: Option<Vec<u8>> = database.read(|connection| meta(connection, ELSEWHERE))?;
+        Ok(Self {
+            core,
+            replay,
+            providers: Providers::default(),
+            database,
+            publishing: Mutex::new(()),
+            written_elsewhere: AtomicBool::new(elsewhere.is_some()),
+        })
+    }
+
+    /// Fails when a peer has shown that this feed is also written elsewhere.
+    pub(super) fn check_single(&self) -> Result<(), CatalogError> {
+        if self.written_elsewhere.load(Ordering::Acquire) {
+            return Err(CatalogError::WrittenElsewhere);
+        }
+        Ok(())
+    }
+
+    /// A peer has shown that this feed is also written elsewhere: nothing is published from now on,
+    /// also after a restart. True the first time.
+    pub(super) async fn stop_publishing(&self) -> bool {
+        if self.written_elsewhere.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        let write = self.database.write(|transaction| {
+            transaction
+                .execute(
+                    "INSERT OR REPLACE INTO meta (name, value) VALUES (?1, x'01')",
+                    [ELSEWHERE],
+                )
+                .map_err(StoreError::from)
+        });
+        if let Err(error) = write.await {
+            tracing::warn!(%error, "that the feed is written elsewhere was not written down");
+        }
+        true
     }
 
     /// Has `books` in the catalog, as given.
@@ -96,6 +138,7 @@ impl OwnFeed {
         plan: impl FnOnce(&Connection, &Feed, &[Book]) -> Result<Plan, CatalogError> + Send + 'static,
     ) -> Result<Changes, CatalogError> {
         let _one = self.publishing.lock().await;
+        self.check_single()?;
         self.replay.catch_up().await?;
         let (feed, database) = (self.replay.feed().await, self.database.clone());
         let books = Arc::new(books);
@@ -127,7 +170,7 @@ impl OwnFeed {
     }
 }
 
-fn namespace(connection: &Connection) -> Result<Option<[u8; 32]>, StoreError> {
+fn meta<T: FromSql>(connection: &Connection, name: &str) -> Result<Option<T>, StoreError> {
     let mut statement = connection.prepare_cached("SELECT value FROM meta WHERE name = ?1")?;
-    Ok(statement.query_row([NAMESPACE], |row| row.get(0)).optional()?)
+    Ok(statement.query_row([name], |row| row.get(0)).optional()?)
 }

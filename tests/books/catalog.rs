@@ -159,3 +159,33 @@ async fn a_forgotten_peers_catalog_is_gone() {
     assert_eq!(b.catalog.of(a.key).list(&ListOptions::default()).unwrap().total, 0);
     assert!(b.catalog.of(a.key).status().unwrap().is_none());
 }
+
+#[tokio::test]
+async fn publishing_stops_when_a_copy_of_the_data_directory_has_published_too() {
+    let (a_disk, b_disk) = (Disk::new(), Disk::new());
+    let a = Server::start(&a_disk, Policy::AutoAccept).await;
+    let b = Server::start(&b_disk, Policy::AutoAccept).await;
+    a.catalog.publish((0..3).map(book).collect()).await.unwrap();
+    a.stop().await;
+    let copy_disk = a_disk.copy();
+    let a = Server::start(&a_disk, Policy::AutoAccept).await;
+    a.catalog.publish((3..9).map(book).collect()).await.unwrap();
+    let connection = connect(&a, &b).await;
+    replayed(&b, &a).await;
+    drop(connection);
+    let copy = Server::start(&copy_disk, Policy::AutoAccept).await;
+    copy.catalog.publish(vec![book(77)]).await.unwrap();
+    assert_eq!(copy.catalog.trouble(), None);
+    let _connection = connect(&copy, &b).await;
+    event(
+        &copy.events,
+        |kind| matches!(kind, EventKind::Status { layer, ok: false, .. } if layer == "catalog"),
+    )
+    .await;
+    let refused = copy.catalog.publish(vec![book(78)]).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Corrupt);
+    assert!(refused.message.contains("copied"), "{refused}");
+    copy.stop().await;
+    let copy = Server::start(&copy_disk, Policy::AutoAccept).await;
+    assert!(copy.catalog.trouble().is_some(), "also after a restart");
+}

@@ -34,6 +34,18 @@ impl Disk {
         Self { dir, keys: KeyPair::generate() }
     }
 
+    /// A copy of the stopped server, as `cp -r` makes it.
+    pub fn copy(&self) -> Self {
+        let copy = Self { dir: tempfile::tempdir().unwrap(), keys: self.keys.clone() };
+        for file in std::fs::read_dir(self.dir.path()).unwrap() {
+            let from = file.unwrap().path();
+            if from.is_file() {
+                std::fs::copy(&from, copy.dir.path().join(from.file_name().unwrap())).unwrap();
+            }
+        }
+        copy
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

@@ -408,3 +408,35 @@ async fn everything_after_close_says_closed() {
     assert_eq!(b.transfers.request(request).await.err().unwrap().code, ErrorCode::Closed);
     assert_eq!(b.transfers.list(&Default::default()).unwrap_err().code, ErrorCode::Closed);
 }
+
+#[tokio::test]
+async fn a_book_larger_than_allowed_is_refused_before_a_byte_of_it_comes() {
+    let (a_disk, b_disk) = (Disk::new(), Disk::new());
+    let file = a_disk.file("original.epub", MIB, 7);
+    let a = Server::start(&a_disk, Policy::AutoAccept).await;
+    a.publish("book", &file).await;
+    let limits = TransferLimits { book_bytes: 1000, ..Default::default() };
+    let b = Server::start_with(&b_disk, Policy::AutoAccept, limits).await;
+    let _connection = connect(&a, &b).await;
+    let info = soon(b.request(&a, "book").await.done()).await.unwrap();
+    assert_eq!(info.state, State::Failed);
+    assert_eq!(info.error.as_deref(), Some("ERR_LIMIT_EXCEEDED"));
+    assert_eq!(incoming_files(&b_disk), 0);
+}
+
+#[tokio::test]
+async fn a_file_that_changes_while_it_is_sent_ends_the_transfer_and_not_the_connection() {
+    let (a_disk, _b_disk, a, b) = pair(Policy::AutoAccept, 8 * MIB).await;
+    let (_mux, mux) = connect_slow(&a, &b).await;
+    let transfer = b.request(&a, "book").await;
+    until(&transfer, |info| info.progress.bytes > MIB as u64).await;
+    a_disk.file("original.epub", 8 * MIB, 99);
+    let info = soon(transfer.done()).await.unwrap();
+    assert_eq!(info.error.as_deref(), Some("ERR_UNAVAILABLE"), "{info:?}");
+    assert!(!mux.is_closed());
+    // The new content is another core; asking again starts with that.
+    let again = b.request(&a, "book").await;
+    let info = soon(again.done()).await.unwrap();
+    assert_eq!(info.state, State::Completed, "{info:?}");
+    assert_same(&info.path.unwrap(), &a_disk.path("original.epub"));
+}
