@@ -222,6 +222,50 @@ test('30 cores each way on one connection', async (t) => {
   }
 })
 
+test("we pass npm's core on to another npm", async (t) => {
+  const us = await ours(t)
+  const [first, second] = [await corestore(t), await corestore(t)]
+  const core = first.get({ name: 'feed' })
+  await core.append(entries(300))
+  await us.core('open', 'feed', { key: b4a.toString(core.key, 'hex') })
+  const mirror = second.get(core.key)
+  await mirror.ready()
+  await dial(t, second, us.port)
+  const { end } = await dial(t, first, us.port)
+  await download(mirror, 300)
+  await core.append(entries(10, 300))
+  await download(mirror, 310)
+  await us.synced('feed', 310)
+  await end()
+  assert.equal(await digestOf(mirror), (await us.digest('feed')).digest)
+})
+
+test('a peer that has some blocks gives those, and the next one the rest', async (t) => {
+  const us = await ours(t)
+  const [first, second] = [await corestore(t), await corestore(t)]
+  const core = first.get({ name: 'feed' })
+  await core.append(entries(1000))
+  const sparse = second.get(core.key)
+  await sparse.ready()
+  const [one, other] = [first.replicate(true), second.replicate(false)]
+  one.pipe(other).pipe(one)
+  await until(() => sparse.length === 1000, 'length 1000')
+  await sparse.download({ start: 100, end: 200 }).done()
+  await sparse.download({ start: 700, end: 701 }).done()
+  one.destroy()
+  await us.core('open', 'feed', { key: b4a.toString(core.key, 'hex') })
+  await dial(t, second, us.port)
+  const peers = async () => {
+    us.command('peers', { name: 'feed' })
+    return (await us.program.next('peers')).peers
+  }
+  await until(async () => (await peers())[0]?.downloadedBlocks === 101, '101 blocks')
+  await dial(t, first, us.port)
+  await us.synced('feed', 1000)
+  const blocks = (await peers()).map((peer) => peer.downloadedBlocks)
+  assert.deepEqual(blocks.sort(), [101, 899])
+})
+
 test('cores that either side adds later open on the live connection', async (t) => {
   const us = await ours(t)
   const store = await corestore(t)
