@@ -240,6 +240,24 @@ test("we pass npm's core on to another npm", async (t) => {
   assert.equal(await digestOf(mirror), (await us.digest('feed')).digest)
 })
 
+test('npm seeks and reads here and there in a core of ours', async (t) => {
+  const us = await ours(t)
+  const { key } = await us.core('create', 'feed')
+  await us.append('feed', 1000)
+  const store = await corestore(t)
+  const core = store.get(b4a.from(key, 'hex'))
+  await core.ready()
+  await dial(t, store, us.port)
+  await until(() => core.length === 1000, 'length 1000')
+  for (const offset of [0, 150, 99_999, 31_415, 64_000]) {
+    const expected = [Math.floor(offset / 100), offset % 100]
+    assert.deepEqual(await within(core.seek(offset), `seek to ${offset}`), expected)
+  }
+  for (const index of [999, 3, 512]) {
+    assert.ok(b4a.equals(await core.get(index), entries(1, index)[0]))
+  }
+})
+
 test('a peer that has some blocks gives those, and the next one the rest', async (t) => {
   const us = await ours(t)
   const [first, second] = [await corestore(t), await corestore(t)]

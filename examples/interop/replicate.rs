@@ -248,9 +248,10 @@ impl Program {
         let policy = Policy { upload: Arc::new(move |_| asked.load(Ordering::SeqCst)), ..policy };
         let later = command["later"].as_bool().unwrap_or(false);
         let handle = (!later).then(|| self.replicator.add(core.clone(), policy));
-        print(json!({"event": "core", "name": name, "key": hex(core.key()),
-            "length": core.length()}));
+        let line = json!({"event": "core", "name": name, "key": hex(core.key()),
+            "length": core.length()});
         lock(&self.cores).insert(name.to_owned(), Named { core, handle, upload });
+        print(line);
     }
 
     fn named(&self, name: &str) -> Result<Named, Failure> {
