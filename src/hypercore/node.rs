@@ -32,3 +32,39 @@ pub(super) fn tree(roots: &[Node]) -> Hash {
     }
     hash(&[&bytes])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn hashes_are_those_of_npm_hypercore_crypto() {
+        let (left, right) = (leaf(0, b"hello"), leaf(1, b"world!"));
+        let up = parent(1, &right, &left).unwrap();
+        let tree = tree(&[up, Node { index: 4, ..left }]);
+        assert_eq!(
+            hex(&left.hash),
+            "f2391083cfaa8043205fed76cdff843902146ca92aebcd7a196814ec45d8c8f8"
+        );
+        assert_eq!(
+            hex(&leaf(0, b"").hash),
+            "5187b7a8021bf4f2c004ea3a54cfece1754f11c7624d2363c7f4cf4fddd1441e"
+        );
+        assert_eq!(
+            hex(&up.hash),
+            "39b5bdb783bd95d59af7446800d3a5bd1a83169d94e1527de039049a9a704967"
+        );
+        assert_eq!(hex(&tree), "bf0931beaa4a7ecdfe7c98b12011cc99b08a1390042e752d61dde67c3485ee4a");
+        assert_eq!((right.index, up.size), (2, 11));
+    }
+
+    #[test]
+    fn sizes_that_overflow_have_no_parent() {
+        let huge = Node { index: 0, size: u64::MAX, hash: [0; 32] };
+        assert!(parent(1, &huge, &leaf(1, b"x")).is_none());
+    }
+}

@@ -227,3 +227,86 @@ fn climb(from: u64, root: u64) -> Result<Vec<u64>, CoreError> {
     }
     Ok(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypercore::messages::RequestNode;
+    use crate::hypercore::tree::Batch;
+    use std::collections::HashMap;
+
+    struct Known(HashMap<u64, Node>);
+
+    impl Nodes for Known {
+        fn node(&self, index: u64) -> Result<Option<Node>, CoreError> {
+            Ok(self.0.get(&index).copied())
+        }
+    }
+
+    fn prove(
+        length: u64,
+        prologue: Option<&Prologue>,
+        request: &Request,
+    ) -> Result<Data, CoreError> {
+        let mut batch = Batch::new(Roots::default());
+        for index in 0..length {
+            batch.append(&index.to_le_bytes()).unwrap();
+        }
+        let found = batch.found.iter().map(|found| (found.node.index, found.node)).collect();
+        let (roots, nodes) = (&batch.roots, &Known(found));
+        Proven { fork: 0, roots, signature: None, prologue, nodes }.prove(request)
+    }
+
+    fn indexes(nodes: &[Node]) -> Vec<u64> {
+        nodes.iter().map(|node| node.index).collect()
+    }
+
+    fn upgrade(start: u64, length: u64) -> Option<RequestUpgrade> {
+        Some(RequestUpgrade { start, length })
+    }
+
+    #[test]
+    fn a_block_comes_with_as_many_siblings_as_levels_were_asked_for() {
+        for (levels, path) in [(0, &[][..]), (1, &[4]), (2, &[4, 1]), (3, &[4, 1, 11])] {
+            let block = Some(RequestNode { index: 3, nodes: levels });
+            let data = prove(8, None, &Request { block, ..Request::default() }).unwrap();
+            assert_eq!(indexes(&data.block.unwrap().nodes), path);
+        }
+        let block = Some(RequestNode { index: 3, nodes: 4 });
+        let refused = prove(8, None, &Request { block, ..Request::default() });
+        assert!(matches!(refused, Err(CoreError::InvalidRequest(_))));
+    }
+
+    #[test]
+    fn a_block_in_an_upgrade_stands_for_one_of_its_nodes() {
+        let block = Some(RequestNode { index: 5, nodes: 0 });
+        let request = Request { block, upgrade: upgrade(4, 3), ..Request::default() };
+        let data = prove(9, None, &request).unwrap();
+        assert_eq!(indexes(&data.block.unwrap().nodes), [8]);
+        let found = data.upgrade.unwrap();
+        assert_eq!(indexes(&found.nodes), [12]);
+        assert_eq!(indexes(&found.additional_nodes), [14, 16]);
+    }
+
+    #[test]
+    fn an_upgrade_inside_the_prologue_is_answered_with_all_of_it() {
+        let prologue = Prologue { hash: [0; 32], length: 6 };
+        for asked in [upgrade(0, 1), upgrade(2, 3), upgrade(5, 4), upgrade(0, 1 << 50)] {
+            let request = Request { upgrade: asked, ..Request::default() };
+            let found = prove(9, Some(&prologue), &request).unwrap().upgrade.unwrap();
+            assert_eq!((found.start, found.length), (0, 6));
+        }
+        let request = Request { upgrade: upgrade(6, 2), ..Request::default() };
+        let found = prove(9, Some(&prologue), &request).unwrap().upgrade.unwrap();
+        assert_eq!((found.start, found.length), (6, 2));
+    }
+
+    #[test]
+    fn an_upgrade_must_lie_in_the_log() {
+        for asked in [upgrade(0, 0), upgrade(0, 10), upgrade(9, 1), upgrade(u64::MAX, u64::MAX)] {
+            let request = Request { upgrade: asked, ..Request::default() };
+            let refused = prove(9, None, &request);
+            assert!(matches!(refused, Err(CoreError::InvalidRequest(_))), "{asked:?}");
+        }
+    }
+}

@@ -6,7 +6,7 @@
 mod pages;
 mod rows;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -43,8 +43,23 @@ struct Place {
     discovery_key: Hash,
     /// The row's id; 0 until it is known.
     id: Arc<AtomicI64>,
+    ahead: Arc<Mutex<ReadAhead>>,
     closed: AtomicBool,
 }
+
+/// Blocks that were read because those before them were asked for one after the other: one query for
+/// many is several times faster.
+#[derive(Default)]
+struct ReadAhead {
+    blocks: HashMap<u64, Bytes>,
+    next: u64,
+    /// Counts removals of blocks, so that a read that one overtook is not kept.
+    generation: u64,
+}
+
+/// How many blocks, and how many bytes of them, are read ahead.
+const AHEAD_BLOCKS: u64 = 128;
+const AHEAD_BYTES: usize = 64 * 1024;
 
 impl From<StoreError> for StorageError {
     fn from(error: StoreError) -> Self {
@@ -80,6 +95,7 @@ impl Storage for CoreStore {
             shared: Arc::clone(&self.shared),
             discovery_key: *discovery_key,
             id: Arc::new(AtomicI64::new(0)),
+            ahead: Arc::default(),
             closed: AtomicBool::new(false),
         }))
     }
@@ -152,6 +168,25 @@ impl CoreStorage for Place {
     }
 
     fn block(&self, index: u64) -> Result<Option<Bytes>> {
+        let (in_order, generation) = {
+            let mut ahead = lock(&self.ahead);
+            let in_order = std::mem::replace(&mut ahead.next, index.saturating_add(1)) == index;
+            if let Some(block) = ahead.blocks.remove(&index) {
+                return Ok(Some(block));
+            }
+            (in_order, ahead.generation)
+        };
+        if in_order {
+            let end = index.saturating_add(AHEAD_BLOCKS);
+            let mut blocks: HashMap<u64, Bytes> =
+                self.blocks(index, end, AHEAD_BYTES)?.into_iter().collect();
+            let block = blocks.remove(&index);
+            let mut ahead = lock(&self.ahead);
+            if ahead.generation == generation {
+                ahead.blocks = blocks;
+            }
+            return Ok(block);
+        }
         Ok(self.read(|connection, id| rows::block(connection, id, index))?.flatten())
     }
 
@@ -167,7 +202,8 @@ impl CoreStorage for Place {
 
     fn commit(&self, commit: Arc<Commit>) -> Committing {
         let (shared, key) = (Arc::clone(&self.shared), self.discovery_key);
-        let known = Arc::clone(&self.id);
+        let (known, ahead) = (Arc::clone(&self.id), Arc::clone(&self.ahead));
+        let removes = !commit.removed_blocks.is_empty();
         let durability = match commit.survives {
             Survives::Process => Durability::Process,
             Survives::Power => Durability::Power,
@@ -180,6 +216,11 @@ impl CoreStorage for Place {
             // Not before it is committed, or a reader could put the old page back.
             lock(&shared.cache).insert_written(id, pages);
             known.store(id, Ordering::Relaxed);
+            if removes {
+                let mut ahead = lock(&ahead);
+                ahead.generation += 1;
+                ahead.blocks.clear();
+            }
             Ok(())
         })
     }
