@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::channel::{Channel, Message, Shared};
-use super::limits::{MAX_CONTROL, MAX_HANDSHAKE, MAX_ID, MAX_PENDING, MAX_PROTOCOL};
+use super::limits::{MAX_CONTROL, MAX_HANDSHAKE, MAX_ID, MAX_PENDING, MAX_PROTOCOL, MAX_STRAYS};
 use super::outbox::{Frame, Outbox, Room};
 use super::pending::Name;
 use super::table::{RemoteClosed, RemoteOpened, Table, Target};
@@ -32,6 +32,18 @@ struct State {
     table: Table<Arc<Shared>>,
     outbox: Outbox,
     handlers: HashMap<String, OpenHandler>,
+    strays: u32,
+}
+
+impl State {
+    /// Counts a message that no implementation sends. A few are ignored, as the reference does.
+    fn stray(&mut self) -> Result<(), &'static str> {
+        self.strays += 1;
+        if self.strays > MAX_STRAYS {
+            return Err("messages on channels that were never opened");
+        }
+        Ok(())
+    }
 }
 
 /// What the handles, channels and tasks of one connection share.
@@ -60,8 +72,12 @@ impl Connection {
         handshake_hash: [u8; 64],
         is_initiator: bool,
     ) -> Self {
-        let state =
-            State { table: Table::new(), outbox: Outbox::default(), handlers: HashMap::new() };
+        let state = State {
+            table: Table::new(),
+            outbox: Outbox::default(),
+            handlers: HashMap::new(),
+            strays: 0,
+        };
         Self {
             remote_public_key,
             handshake_hash,
@@ -255,8 +271,10 @@ impl Connection {
     pub(super) async fn take_item(self: &Arc<Self>, item: Item) -> Result<(), String> {
         match item {
             Item::Message { remote, kind, data } => {
-                let Ok(kind) = u32::try_from(kind) else { return Ok(()) };
-                self.take_message(remote, Message { kind, data }).await;
+                let Ok(kind) = u32::try_from(kind) else {
+                    return Ok(lock(&self.state).stray()?);
+                };
+                self.take_message(remote, Message { kind, data }).await?;
             }
             Item::Open { remote, protocol, id, handshake } => {
                 self.take_open(remote, Name { protocol, id }, handshake)?;
@@ -316,7 +334,7 @@ impl Connection {
         Ok(())
     }
 
-    async fn take_message(&self, remote: u64, message: Message) {
+    async fn take_message(&self, remote: u64, message: Message) -> Result<(), &'static str> {
         let channel = {
             let mut state = lock(&self.state);
             match state.table.target(remote) {
@@ -325,7 +343,8 @@ impl Connection {
                     waiting.push(message.clone());
                     None
                 }
-                Target::Nobody => return,
+                Target::Closed => return Ok(()),
+                Target::Nobody => return state.stray(),
             }
         };
         match channel {
@@ -339,6 +358,7 @@ impl Connection {
             }
             None => self.until(|| lock(&self.state).table.pending_cost() <= MAX_PENDING).await,
         }
+        Ok(())
     }
 
     /// Waits until `ready`, asking again whenever something got smaller. Only the reader waits here.

@@ -17,6 +17,9 @@ pub(super) const MAX_REMOTE_CHANNELS: usize = 1024;
 /// Channels that we may have open, or closed before the remote answered.
 pub(super) const MAX_LOCAL_CHANNELS: u64 = 4096;
 
+/// Messages on channels that the remote never opened, after which the connection ends.
+pub(super) const MAX_STRAYS: u32 = 64;
+
 /// How long a channel that the remote opened waits for us to open it too.
 pub(super) const PENDING_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -7,8 +7,7 @@
 //!
 //! `wire` is the byte format and `table` the rules of opening and closing, both without a socket;
 //! `connection` joins them with `outbox` and the channels' inboxes; `tasks` moves the bytes. All that
-//! a peer can fill is bounded (`limits`): when an inbox is full, the connection is not read, and the
-//! remote's sending comes to a halt.
+//! a peer can fill is bounded (`limits`): when an inbox is full, the connection is not read any more.
 
 mod channel;
 mod connection;
@@ -425,7 +424,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn messages_to_unknown_channels_are_ignored_and_hostile_opens_end_the_connection() {
+    async fn hostile_opens_and_floods_to_unknown_channels_end_the_connection() {
+        let (mux, mut sender, _receiver) = against_raw().await;
+        for _ in 0..=limits::MAX_STRAYS {
+            sender.send(&[77, 0, 1, 2, 3]).await.unwrap();
+        }
+        assert!(matches!(soon(mux.closed()).await, CloseReason::Violation(_)));
         let (mux, mut sender, _receiver) = against_raw().await;
         sender.send(&[255, 0, 0, 0, 0, 16, 0, 0, 0, 1, 2, 3]).await.unwrap();
         sender.send(&[0, 3, 77]).await.unwrap();

@@ -68,6 +68,9 @@ pub(super) enum RemoteClosed<C> {
 pub(super) enum Target<'a, C> {
     Channel(&'a C),
     Pending(&'a mut Vec<Message>),
+    /// A closed channel: the message was under way.
+    Closed,
+    /// A channel that the remote never opened.
     Nobody,
 }
 
@@ -281,9 +284,10 @@ impl<C: Clone> Table<C> {
         match self.remotes.get_mut(&remote) {
             Some(Remote::Open { local }) => match self.locals.get(local) {
                 Some(local) => Target::Channel(&local.channel),
-                None => Target::Nobody,
+                None => Target::Closed,
             },
             Some(Remote::Pending(pending)) => Target::Pending(&mut pending.messages),
+            None if remote <= self.last_remote => Target::Closed,
             None => Target::Nobody,
         }
     }
