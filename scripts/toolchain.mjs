@@ -29,8 +29,10 @@ export function requireTools() {
 /** Installs the development dependencies unless they are there. Output goes to stderr. */
 export function requirePackages() {
   if (existsSync(join(root, 'node_modules', '@napi-rs', 'cli'))) return
-  console.error('Installing development packages (npm ci) …')
-  run('npm', ['ci', '--no-audit', '--no-fund'])
+  // Not `npm ci`: npm writes lock files that leave out other platforms' optional packages, and then
+  // refuses them.
+  console.error('Installing development packages …')
+  run('npm', ['install', '--no-save', '--no-audit', '--no-fund'])
 }
 
 /** Runs a command with its output on stderr, and ends the program when it fails. */
