@@ -106,6 +106,25 @@ async fn two_servers_pair_browse_and_share_a_book() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_removed_peer_leaves_no_transfer_and_no_catalog() {
+    let pair = Pair::with_book(&noise(100_000), Limits::default()).await;
+    let (reader, key) = (&pair.reader, pair.lender.identity().public_key());
+    pair.lender.close().await;
+    let request = BookRequest { peer: key.to_z32(), book_id: "book-1".into(), save_to: None };
+    let transfer = reader.transfers().request(request).await.unwrap();
+    assert!(reader.peers().remove(&key).await.unwrap());
+    let info = tokio::time::timeout(PATIENCE, transfer.done()).await.unwrap().unwrap();
+    assert_eq!(info.state, State::Cancelled);
+    let forgotten = async {
+        while reader.catalog().of(key).status().unwrap().is_some() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, forgotten).await.unwrap();
+    pair.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_upload_limit_is_kept() {
     let bytes = noise(600_000);
     let limits = Limits { upload_bytes_per_second: NonZeroU32::new(300_000), ..Limits::default() };

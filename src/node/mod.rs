@@ -18,7 +18,7 @@ use crate::catalog::{Catalog, CatalogOptions};
 use crate::crypto::PublicKey;
 use crate::discovery::Discovery;
 use crate::error::{Error, ErrorCode, Result};
-use crate::events::{EventKind, Events, PeerChange};
+use crate::events::{EventKind, Events};
 use crate::hypercore::Storage;
 use crate::hypercore::replicator::Replicator;
 use crate::hyperdht::HyperDht;
@@ -99,7 +99,6 @@ impl Node {
         })
         .await?;
         let tasks = Tasks::default();
-        tasks.forget_removed(&peers, &catalog, &events);
         let hello = Hello {
             version: VERSION,
             nickname,
@@ -120,6 +119,7 @@ impl Node {
             on_hello: tasks.on_hello(&peers, &catalog),
         })
         .await?;
+        tasks.let_go(&peers, &catalog, &transfers, &events);
         let network = if options.discovery.dht {
             let dht = HyperDht::bind(dht_options).map_err(|error| {
                 let message = format!(
@@ -275,22 +275,24 @@ impl Tasks {
         })
     }
 
-    /// Drops the catalog of every peer that is removed.
-    fn forget_removed(&self, peers: &Peers, catalog: &Catalog, events: &Events) {
-        let (peers, catalog) = (peers.clone(), catalog.clone());
+    /// Ends the transfers with every peer that is removed or blocked, and drops a removed one's catalog.
+    fn let_go(&self, peers: &Peers, catalog: &Catalog, transfers: &Transfers, events: &Events) {
+        let (peers, catalog, transfers) = (peers.clone(), catalog.clone(), transfers.clone());
         let mut changes = events.subscribe(None);
         let cancel = self.cancel.clone();
         self.tracker.spawn(async move {
             while let Some(Some(event)) = cancel.run_until_cancelled(changes.next()).await {
-                let EventKind::PeerChanged { peer, change: PeerChange::Removed } = event.kind
-                else {
-                    continue;
-                };
+                let EventKind::PeerChanged { peer, .. } = event.kind else { continue };
                 let Some(key) = PublicKey::from_z32(&peer) else { continue };
-                if peers.get(&key).is_none()
-                    && let Err(error) = catalog.forget(key).await
-                {
-                    tracing::warn!(peer = key.short(), %error, "a catalog was not forgotten");
+                if peers.is_approved(&key) {
+                    continue;
+                }
+                let mut outcome = transfers.cancel_all_with(&key).await;
+                if peers.get(&key).is_none() {
+                    outcome = outcome.and(catalog.forget(key).await);
+                }
+                if let Err(error) = outcome {
+                    tracing::warn!(peer = key.short(), %error, "a peer was not let go entirely");
                 }
             }
         });

@@ -12,7 +12,7 @@ use crate::peers::{Peer, PeerStatus};
 pub struct Status {
     /// This server's key, z32.
     pub public_key: String,
-    /// The layers that find and connect, each with what it says of itself.
+    /// The layers, each with what it says of itself.
     pub layers: Vec<Layer>,
     /// The addresses this node listens on, as `ip:port`.
     pub addresses: Vec<String>,
@@ -34,7 +34,7 @@ pub struct Status {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Layer {
-    /// `dht` or `topic`.
+    /// `dht` or `catalog`.
     pub name: String,
     /// Whether it is switched on.
     pub is_enabled: bool,
@@ -53,16 +53,17 @@ pub(super) fn of(node: &Node) -> Status {
         .filter(|peer| peer.status == PeerStatus::Approved)
         .collect();
     let pending = node.peers().pending().len();
+    let trouble = node.catalog().trouble();
     Status {
         public_key: node.identity().public_key_text(),
-        layers: vec![dht_layer(dht.as_ref())],
+        layers: vec![dht_layer(dht.as_ref()), catalog_layer(trouble.as_deref())],
         addresses: node
             .dht()
             .map(|dht| dht.local_addresses().iter().map(ToString::to_string).collect())
             .unwrap_or_default(),
         public_address: dht.as_ref().and_then(|dht| dht.remote_address).map(|a| a.to_string()),
         nat: nat(dht.as_ref()).to_owned(),
-        advice: advice(dht.as_ref(), &peers, pending),
+        advice: advice(dht.as_ref(), &peers, pending, trouble.as_deref()),
         peers,
         pending,
         catalog_length: node.catalog().length(),
@@ -79,6 +80,11 @@ fn dht_layer(dht: Option<&DhtStatus>) -> Layer {
     Layer { name: "dht".into(), is_enabled: dht.is_some(), works, detail }
 }
 
+fn catalog_layer(trouble: Option<&str>) -> Layer {
+    let detail = trouble.unwrap_or("books can be published").to_owned();
+    Layer { name: "catalog".into(), is_enabled: true, works: trouble.is_none(), detail }
+}
+
 fn nat(dht: Option<&DhtStatus>) -> &'static str {
     match dht {
         Some(dht) if dht.remote_address.is_some() => "open",
@@ -88,8 +94,13 @@ fn nat(dht: Option<&DhtStatus>) -> &'static str {
     }
 }
 
-fn advice(dht: Option<&DhtStatus>, peers: &[Peer], pending: usize) -> Vec<String> {
-    let mut advice = Vec::new();
+fn advice(
+    dht: Option<&DhtStatus>,
+    peers: &[Peer],
+    pending: usize,
+    trouble: Option<&str>,
+) -> Vec<String> {
+    let mut advice: Vec<String> = trouble.map(str::to_owned).into_iter().collect();
     if dht.is_some_and(|dht| dht.bootstrapped && dht.nodes == 0) {
         advice.push(
             "No node of the DHT answers. Check that this machine is online and that its firewall lets \
@@ -121,11 +132,11 @@ mod tests {
         assert!(!layer.is_enabled && !layer.works);
         assert!(layer.detail.contains("switched off"));
         assert_eq!(nat(None), "unknown");
-        assert!(advice(None, &[], 0).is_empty());
+        assert!(advice(None, &[], 0, None).is_empty());
     }
 
     #[test]
     fn a_waiting_knock_is_advice() {
-        assert!(advice(None, &[], 1)[0].contains("1 key"));
+        assert!(advice(None, &[], 1, None)[0].contains("1 key"));
     }
 }

@@ -85,6 +85,21 @@ impl Transfers {
         Ok(record.map(|record| Transfer { engine, id: record.id }))
     }
 
+    /// Cancels every unfinished transfer with a peer: called when it is removed or blocked.
+    pub async fn cancel_all_with(&self, peer: &PublicKey) -> Result<()> {
+        for direction in [Direction::Incoming, Direction::Outgoing] {
+            for live in self.engine.with_peer(peer, direction) {
+                let transfer = Transfer { engine: Arc::clone(&self.engine), id: live.id.clone() };
+                match transfer.cancel().await {
+                    // It ended by itself in the meantime.
+                    Err(error) if error.code == ErrorCode::InvalidState => {}
+                    other => other?,
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Stops all transfers; unfinished ones go on at the next start. A second call does nothing.
     pub async fn close(&self) {
         self.engine.close().await;

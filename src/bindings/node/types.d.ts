@@ -118,7 +118,7 @@ export interface Limits {
 export interface NodeStatus {
   /** This server's key. */
   publicKey: string
-  /** The layers that find and connect, each with what it says of itself. */
+  /** The layers, each with what it says of itself. */
   layers: LayerStatus[]
   /** The addresses this node listens on, as `ip:port`. */
   addresses: string[]
@@ -138,7 +138,7 @@ export interface NodeStatus {
 
 /** One layer's health. */
 export interface LayerStatus {
-  /** `dht` or `topic`. */
+  /** `dht` or `catalog`. */
   name: string
   /** Whether it is switched on. */
   isEnabled: boolean
