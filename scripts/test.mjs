@@ -13,8 +13,8 @@ const steps = {
   clippy: () => run('cargo', ['clippy', '--locked', '--all-targets', '--', '-D', 'warnings']),
   rust: () => {
     // Examples are built by cargo test; nextest runs each test in a process of its own.
-    if (versionOf('cargo', ['nextest', '--version'])) run('cargo', ['nextest', 'run', '--locked'])
-    else run('cargo', ['test', '--locked', '--lib', '--tests'])
+    if (versionOf('cargo', ['nextest', '--version'])) run('cargo', ['nextest', 'run', '--locked', '--no-fail-fast'])
+    else run('cargo', ['test', '--locked', '--no-fail-fast', '--lib', '--tests'])
   },
   build: () => build({ check: true }),
   types: () => run(process.execPath, [typescript(), '--project', 'examples/nextjs']),
