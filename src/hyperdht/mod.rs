@@ -2,7 +2,7 @@
 //!
 //! [`HyperDht`] is a node. It finds into the network over its bootstrap nodes, listens under key pairs
 //! ([`HyperDht::listen`]), connects to them ([`HyperDht::connect`]), and announces and looks up topics
-//! ([`HyperDht::join`]). Below is [`rpc`], the Kademlia of npm `dht-rpc`.
+//! ([`HyperDht::join`]). Below is `rpc`, the Kademlia of npm `dht-rpc`.
 //!
 //! A server announces itself at three nodes close to the hash of its key. A client finds these, and
 //! they pass its handshake on: a Noise IK message, which proves the client's key to the server and is

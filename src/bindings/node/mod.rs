@@ -1,6 +1,6 @@
 //! The Node addon: one file a JavaScript class, and the few conversions that they share.
 //!
-//! - [`call`] turns a Rust future into a promise that an `AbortSignal` can end and whose failure is
+//! - `call.rs` turns a Rust future into a promise that an `AbortSignal` can end and whose failure is
 //!   an `Error` with a stable `code`.
 //! - Values cross as JSON: made on a Rust thread, parsed by the engine, which is faster than building
 //!   objects property by property, and one set of serde names holds for every language.
