@@ -72,19 +72,29 @@ where
         Ok((signal, options)) => (signal, prepare(options)),
         Err(error) => (None, Err(error)),
     };
+    let work = match work {
+        Ok(work) => work,
+        // Rejected here and now: a weak promise could be outlived by the process otherwise.
+        Err(error) => return rejected(env, error, signal),
+    };
     let life = life.clone();
     let (promise, settle) = promise::<J, WEAK>(env)?;
     let token = signal.as_ref().map(|signal| signal.aborted().clone()).unwrap_or_default();
     napi::bindgen_prelude::spawn(async move {
-        let outcome = match work {
-            Ok(work) => run(async move { life.run(work).await }, token).await,
-            Err(error) => Err(error),
-        };
+        let outcome = run(async move { life.run(work).await }, token).await;
         // A refusal means that the environment is going away, and with it whoever would look.
         let _ =
             settle.call(Settlement { outcome, signal }, ThreadsafeFunctionCallMode::NonBlocking);
     });
     Ok(promise)
+}
+
+fn rejected(env: &Env, error: Error, signal: Option<Signal>) -> Promised<'_> {
+    let reason = signal.map(|signal| signal.release(env)).transpose()?;
+    let reason = reason.filter(|_| error.code == ErrorCode::Aborted);
+    let promise = PromiseRaw::<()>::reject(env, Rejection { error, reason })?;
+    // SAFETY: the value is the promise that was just made, in this environment and scope.
+    Ok(unsafe { Unknown::from_raw_unchecked(env.raw(), promise.raw()) })
 }
 
 async fn run<J, F>(work: F, token: tokio_util::sync::CancellationToken) -> Result<J>
