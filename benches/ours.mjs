@@ -1,0 +1,87 @@
+// The job as this library does it.
+
+import { createRequire } from 'node:module'
+import { join } from 'node:path'
+import { books } from './entries.mjs'
+
+const { P2PNode, Testnet } = createRequire(import.meta.url)('../index.js')
+const patience = () => ({ signal: AbortSignal.timeout(15 * 60_000) })
+
+export class Worker {
+  #directory
+
+  constructor(directory) {
+    this.#directory = directory
+  }
+
+  async testnet() {
+    this.net = await Testnet.start(3)
+    return this.net.bootstrap
+  }
+
+  async open({ bootstrap, name }) {
+    this.node = await P2PNode.open({
+      dataDir: join(this.#directory, name),
+      bootstrap,
+      host: '127.0.0.1',
+      port: 0,
+      policy: 'auto-accept'
+    })
+    while (!this.node.status().layers[0].works) await new Promise((resolve) => setTimeout(resolve, 5))
+    return { key: this.node.identity.publicKey }
+  }
+
+  async admit({ key }) {
+    await this.node.peers.add(key)
+  }
+
+  async connect({ key }) {
+    const start = performance.now()
+    await this.#join(key)
+    return performance.now() - start
+  }
+
+  async close() {
+    await this.node.close()
+  }
+
+  async publish({ count }) {
+    const list = books(count)
+    for (let at = 0; at < list.length; at += 1000) await this.node.catalog.publish(list.slice(at, at + 1000))
+    return this.node.catalog.key
+  }
+
+  async sync({ key, count }) {
+    const start = performance.now()
+    const events = this.node.events(patience())
+    await this.node.peers.add(key)
+    for await (const event of events) {
+      if (event.type !== 'catalog-updated' && event.type !== 'gap') continue
+      if ((await this.node.catalog.of(key).status())?.books === count) break
+    }
+    return performance.now() - start
+  }
+
+  async share({ path }) {
+    await this.node.catalog.publish([{ id: 'book', title: 'A large book', format: 'epub', source: path }])
+    return 'book'
+  }
+
+  async follow({ key }) {
+    await this.#join(key)
+    while (!(await this.node.catalog.of(key).get('book'))) await new Promise((resolve) => setTimeout(resolve, 5))
+  }
+
+  async fetch({ key, share, to }) {
+    const start = performance.now()
+    const transfer = await this.node.transfers.request({ peer: key, bookId: share, saveTo: to })
+    await transfer.done(patience())
+    return performance.now() - start
+  }
+
+  async #join(key) {
+    const events = this.node.events(patience())
+    await this.node.peers.add(key)
+    for await (const event of events) if (event.type === 'peer-online' && event.peer === key) break
+  }
+}
