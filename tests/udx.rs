@@ -101,6 +101,15 @@ async fn many_streams_share_one_socket() {
 }
 
 #[tokio::test]
+async fn a_stream_that_connects_is_heard_of_although_it_has_nothing_to_say() {
+    let (a, b) = (End::local(), End::local());
+    let (left, right) = (a.stream(), b.stream());
+    left.connect(&a.socket, right.local_id(), b.socket.local_addr());
+    let first = timeout(Duration::from_millis(500), right.on_first_packet()).await;
+    assert_eq!(first.unwrap().unwrap().1, a.socket.local_addr());
+}
+
+#[tokio::test]
 async fn a_stream_connects_to_whoever_sends_the_first_packet() {
     let (a, b) = (End::local(), End::local());
     let (mut left, right) = (a.stream(), b.stream());

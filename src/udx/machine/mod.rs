@@ -148,6 +148,9 @@ impl Machine {
         self.remote = Some(Remote { addr, id });
         self.mtu = MtuSearch::new(addr.is_ipv4());
         self.liveness = Liveness::new(now);
+        // Whoever accepts a connection may have nothing to say, and the other side may wait for its first
+        // packet to learn where it is.
+        self.heartbeat_due = true;
         for (from, packet) in std::mem::take(&mut self.kept) {
             self.handle_packet(now, from, &packet);
         }
