@@ -51,6 +51,11 @@ export async function openNode(t, network, options = {}) {
   return node
 }
 
+/** Waits until the DHT knows where the node is. Nodes try again by themselves; npm's hyperdht does not. */
+export function announced(node) {
+  return until(async () => (await node.status()).layers.find(({ name }) => name === 'dht').works, 'announced')
+}
+
 /** Lets two nodes approve each other, and waits until both are online. */
 export async function pair(a, b) {
   await a.peers.add(b.identity.publicKey)

@@ -7,7 +7,7 @@ import { createSocket } from 'node:dgram'
 import { test } from 'node:test'
 import c from 'compact-encoding'
 import DHT from 'hyperdht'
-import { books, offered, online, openNode, startServer, temporaryDirectory, testnet, undo } from '../nodes.mjs'
+import { announced, books, offered, online, openNode, startServer, temporaryDirectory, testnet, undo } from '../nodes.mjs'
 import { within } from './support.mjs'
 
 const MB = 1e6
@@ -32,6 +32,7 @@ async function victim(t) {
     async connect() {
       const keyPair = DHT.keyPair()
       await server.call('peers.add', keyPair.publicKey.toString('hex'))
+      await announced({ status: () => server.call('status') })
       const socket = dht.connect(decode(server.key), { keyPair })
       socket.on('error', () => {})
       socket.on('data', () => {}) // without a reader the end would not be seen

@@ -6,7 +6,7 @@ import Corestore from 'corestore'
 import DHT from 'hyperdht'
 import Hyperswarm from 'hyperswarm'
 import z32 from 'z32'
-import { eventOf, openNode, testnet } from '../nodes.mjs'
+import { announced, eventOf, openNode, testnet } from '../nodes.mjs'
 import { temporaryDirectory, undo, until, within } from './support.mjs'
 
 const TOPIC = Buffer.alloc(32).fill('alex-reader')
@@ -22,6 +22,7 @@ test('a JavaScript peer that is not approved gets no connection, and its knock i
   const network = await testnet(t)
   const node = await openNode(t, network)
   const dht = javascriptDht(t, network)
+  await announced(node)
   const socket = dht.connect(node.identity.bytes)
   undo(t, () => socket.destroy())
   let opened = false
@@ -100,6 +101,7 @@ test('npm hypercore follows a node\'s catalog over the DHT: 5,000 books, 100 liv
       return core.contiguousLength >= length
     }, `${length} entries`)
 
+  await announced(node)
   const socket = connect()
   await core.ready()
   await whole(5_000)

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Node;
 use crate::hyperdht::DhtStatus;
-use crate::peers::{Peer, PeerStatus};
+use crate::peers::{Connections, Peer, PeerStatus};
 
 /// A node's health.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -54,9 +54,10 @@ pub(super) fn of(node: &Node) -> Status {
         .collect();
     let pending = node.peers().pending().len();
     let trouble = node.catalog().trouble();
+    let is_announced = node.connections().is_some_and(Connections::is_announced);
     Status {
         public_key: node.identity().public_key_text(),
-        layers: vec![dht_layer(dht.as_ref()), catalog_layer(trouble.as_deref())],
+        layers: vec![dht_layer(dht.as_ref(), is_announced), catalog_layer(trouble.as_deref())],
         addresses: node
             .dht()
             .map(|dht| dht.local_addresses().iter().map(ToString::to_string).collect())
@@ -70,11 +71,12 @@ pub(super) fn of(node: &Node) -> Status {
     }
 }
 
-fn dht_layer(dht: Option<&DhtStatus>) -> Layer {
+fn dht_layer(dht: Option<&DhtStatus>, is_announced: bool) -> Layer {
     let (works, detail) = match dht {
         None => (false, "switched off: nobody is found, and nobody finds this server".to_owned()),
         Some(dht) if !dht.bootstrapped => (false, "still looking for the network".to_owned()),
         Some(dht) if dht.nodes == 0 => (false, "no node of the network answers".to_owned()),
+        Some(_) if !is_announced => (false, "telling the network where this server is".to_owned()),
         Some(dht) => (true, format!("knows {} nodes of the network", dht.nodes)),
     };
     Layer { name: "dht".into(), is_enabled: dht.is_some(), works, detail }
@@ -128,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_node_without_the_dht_says_that_nobody_is_found() {
-        let layer = dht_layer(None);
+        let layer = dht_layer(None, false);
         assert!(!layer.is_enabled && !layer.works);
         assert!(layer.detail.contains("switched off"));
         assert_eq!(nat(None), "unknown");

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -59,6 +59,7 @@ pub(super) struct Inner {
     wakes: Mutex<HashMap<PublicKey, Arc<Wake>>>,
     attach: Attach,
     next_number: AtomicU64,
+    announced: watch::Sender<bool>,
     cancel: CancellationToken,
     tasks: TaskTracker,
 }
@@ -86,6 +87,7 @@ impl Connections {
             wakes: Mutex::default(),
             attach,
             next_number: AtomicU64::new(1),
+            announced: watch::Sender::new(false),
             cancel: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -98,6 +100,8 @@ impl Connections {
                     _ => Error::closed(),
                 }
             })?;
+        let server = Arc::new(server);
+        inner.spawn(note_announced(Arc::clone(&inner), Arc::clone(&server)));
         inner.spawn(accept(Arc::clone(&inner), server));
         inner.spawn(follow_approvals(Arc::clone(&inner)));
         Ok(Self { inner })
@@ -119,6 +123,20 @@ impl Connections {
     #[must_use]
     pub fn subscribe(&self) -> ConnectionEvents {
         self.inner.registry.subscribe()
+    }
+
+    /// Whether the DHT was told where this server is, so that others can find it.
+    #[must_use]
+    pub fn is_announced(&self) -> bool {
+        *self.inner.announced.borrow()
+    }
+
+    /// Waits until [`Connections::is_announced`], or the end of the connections. Cancel safe.
+    pub async fn announced(&self) {
+        let mut announced = self.inner.announced.subscribe();
+        // It cannot be dropped before us.
+        let told = async { announced.wait_for(|told| *told).await.is_ok() };
+        self.inner.cancel.run_until_cancelled(told).await;
     }
 
     /// The peer may be there now: dials it at once if it is approved and not connected.
@@ -188,7 +206,13 @@ fn firewall(inner: Weak<Inner>) -> Firewall {
     })
 }
 
-async fn accept(inner: Arc<Inner>, server: Server) {
+async fn note_announced(inner: Arc<Inner>, server: Arc<Server>) {
+    if inner.cancel.run_until_cancelled(server.announced()).await.is_some() {
+        inner.announced.send_replace(true);
+    }
+}
+
+async fn accept(inner: Arc<Inner>, server: Arc<Server>) {
     loop {
         tokio::select! {
             () = inner.cancel.cancelled() => break,

@@ -14,6 +14,7 @@ fn pair(n: u8) -> KeyPair {
 
 /// Connects under a key of its own, as a program that is not ours may.
 async fn connect(dht: &HyperDht, n: u8, to: &Server) -> Result<Connection, ConnectError> {
+    to.connections.announced().await;
     let options = ConnectOptions { key_pair: Some(pair(n)), ..ConnectOptions::default() };
     dht.connect(&to.key(), options).await
 }
