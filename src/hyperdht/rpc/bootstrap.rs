@@ -302,8 +302,11 @@ mod tests {
         let testnet = Testnet::start(6).await.unwrap();
         let (node, rpc) = node(&testnet, testnet.options()).await;
         assert!(rpc.update_network_state(false).await);
-        rpc.on_tick(true);
-        assert_eq!(rpc.id(), None);
+        for tick in 0..8 {
+            lock(&rpc.state).tick = tick;
+            rpc.on_tick(true);
+            assert_eq!(rpc.id(), None);
+        }
         node.close().await;
         testnet.close().await;
     }

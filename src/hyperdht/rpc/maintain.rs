@@ -63,7 +63,8 @@ impl Rpc {
         if slept {
             // Everything in the table is old news, and so is our address.
             state.tick += 2 * OLD_NODE;
-            state.tick += 8 - (state.tick & 7) - 2;
+            // Two ticks before the next round of pings.
+            state.tick = (state.tick & !7) + 6;
             state.stable_ticks = MORE_STABLE_TICKS;
             state.refresh_ticks = 1;
             state.checked_host = None;
