@@ -67,8 +67,9 @@ export class Worker {
     const core = this.store.get({ key: Buffer.from(share, 'hex') })
     await core.ready()
     this.swarm.joinPeer(Buffer.from(key, 'hex'))
-    await core.download({ start: 0, end: count }).done()
-    if (core.contiguousLength !== count) throw new Error(`${core.contiguousLength} of ${count} entries`)
+    // A range without an end is fastest by far: one that ends waits for the length, block by block.
+    core.download({ start: 0, end: -1 })
+    while (core.contiguousLength < count) await new Promise((resolve) => setTimeout(resolve, 5))
     return performance.now() - start
   }
 
