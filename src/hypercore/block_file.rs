@@ -49,7 +49,21 @@ pub(super) struct BlockFile {
     access: FileAccess,
     stamp: Option<FileStamp>,
     file: Mutex<Option<Arc<File>>>,
+    early: Mutex<EarlySync>,
 }
+
+/// How much was written since the file was synced, and how that went. Synced only at its end, a large
+/// file would keep its reader waiting for the disk.
+#[derive(Debug, Default)]
+struct EarlySync {
+    unsynced: u64,
+    is_running: bool,
+    /// The system reports a failed sync once, and forgets the data.
+    failed: Option<CoreError>,
+}
+
+/// After so many bytes the file is synced while it is still being written.
+const SYNC_BYTES: u64 = 32 << 20;
 
 impl BlockFile {
     /// A file that must be what `stamp` says, if given.
@@ -59,7 +73,14 @@ impl BlockFile {
         access: FileAccess,
         stamp: Option<FileStamp>,
     ) -> Self {
-        Self { path, block_size: block_size.max(1), access, stamp, file: Mutex::new(None) }
+        Self {
+            path,
+            block_size: block_size.max(1),
+            access,
+            stamp,
+            file: Mutex::new(None),
+            early: Mutex::default(),
+        }
     }
 
     pub(super) fn access(&self) -> FileAccess {
@@ -102,11 +123,39 @@ impl BlockFile {
     /// Writes block `index`.
     pub(super) fn write(&self, index: u64, bytes: &[u8]) -> Result<(), CoreError> {
         let file = self.open()?;
-        Ok(write_all_at(&file, bytes, index.saturating_mul(self.block_size))?)
+        write_all_at(&file, bytes, index.saturating_mul(self.block_size))?;
+        lock(&self.early).unsynced += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Whether enough was written that [`Self::sync_early`] is to be called, once for each yes.
+    pub(super) fn is_sync_due(&self) -> bool {
+        let mut early = lock(&self.early);
+        let due = early.unsynced >= SYNC_BYTES && !early.is_running;
+        if due {
+            (early.is_running, early.unsynced) = (true, 0);
+        }
+        due
+    }
+
+    /// Brings what was written so far to disk. A failure is told by [`Self::finish`].
+    pub(super) fn sync_early(&self) {
+        let synced = self.open().and_then(|file| Ok(file.sync_data()?));
+        let mut early = lock(&self.early);
+        early.is_running = false;
+        if let Err(error) = synced {
+            early.failed = Some(error);
+        }
+    }
+
+    /// Fails when an early sync has: what was written is not all there.
+    pub(super) fn check_early(&self) -> Result<(), CoreError> {
+        lock(&self.early).failed.clone().map_or(Ok(()), Err)
     }
 
     /// Gives the file its final size and syncs its data to disk.
     pub(super) fn finish(&self, byte_length: Option<u64>) -> Result<(), CoreError> {
+        self.check_early()?;
         let file = self.open()?;
         if let Some(length) = byte_length
             && file.metadata()?.len() != length

@@ -1,7 +1,10 @@
 //! The hashes of the tree (npm `hypercore-crypto`: `data`, `parent`, `tree`).
 
+use blake2b_simd::Params;
+use blake2b_simd::many::update_many;
+
 use super::messages::Node;
-use crate::crypto::{Hash, hash};
+use crate::crypto::{Hash, KEY_LENGTH, hash};
 
 const LEAF: &[u8] = &[0];
 const PARENT: &[u8] = &[1];
@@ -10,7 +13,35 @@ const ROOTS: &[u8] = &[2];
 /// The leaf of a block.
 pub(super) fn leaf(block: u64, data: &[u8]) -> Node {
     let size = data.len() as u64;
-    Node { index: 2 * block, size, hash: hash(&[LEAF, &size.to_le_bytes(), data]) }
+    Node { index: block.wrapping_mul(2), size, hash: hash(&[LEAF, &size.to_le_bytes(), data]) }
+}
+
+/// Shorter blocks (bytes) are hashed one after the other: side by side would save nothing.
+const WIDE: usize = 2048;
+
+/// The leaves of several blocks, hashed side by side in the processor's lanes: with AVX2 three times as
+/// fast as one after the other.
+pub(super) fn leaves(blocks: &[(u64, &[u8])]) -> Vec<Node> {
+    let is_wide = |data: &[u8]| data.len() >= WIDE;
+    let mut params = Params::new();
+    params.hash_length(KEY_LENGTH);
+    let mut states = Vec::new();
+    for (_, data) in blocks.iter().filter(|(_, data)| is_wide(data)) {
+        let mut state = params.to_state();
+        state.update(LEAF).update(&(data.len() as u64).to_le_bytes());
+        states.push((state, *data));
+    }
+    update_many(states.iter_mut().map(|(state, data)| (state, *data)));
+    let mut wide = states.into_iter();
+    let each = |(block, data): &(u64, &[u8])| {
+        let Some((state, _)) = is_wide(data).then(|| wide.next()).flatten() else {
+            return leaf(*block, data);
+        };
+        let mut hash = [0; KEY_LENGTH];
+        hash.copy_from_slice(state.finalize().as_bytes());
+        Node { index: block.wrapping_mul(2), size: data.len() as u64, hash }
+    };
+    blocks.iter().map(each).collect()
 }
 
 /// The parent at `index` of two nodes, in whichever order; `None` when their sizes are absurd.
@@ -60,6 +91,23 @@ mod tests {
         );
         assert_eq!(hex(&tree), "bf0931beaa4a7ecdfe7c98b12011cc99b08a1390042e752d61dde67c3485ee4a");
         assert_eq!((right.index, up.size), (2, 11));
+    }
+
+    #[test]
+    fn many_leaves_at_once_are_the_same_as_one_by_one() {
+        let sizes =
+            [0, 1, 119, 120, 2047, 2048, 2167, 2168, 2169, 65_536, 65_535, 70_000, 5, 65_536];
+        let data: Vec<Vec<u8>> = sizes
+            .iter()
+            .map(|size| (0..*size).map(|n: usize| (n * 7 + size) as u8).collect())
+            .collect();
+        let blocks: Vec<(u64, &[u8])> =
+            data.iter().zip(3..).map(|(data, index)| (index, &data[..])).collect();
+        for count in 0..blocks.len() {
+            let expected: Vec<Node> =
+                blocks[..count].iter().map(|(index, data)| leaf(*index, data)).collect();
+            assert_eq!(leaves(&blocks[..count]), expected);
+        }
     }
 
     #[test]

@@ -11,15 +11,16 @@ use super::tree::{Batch, Found, Nodes, Queue, Roots};
 
 /// Grows `roots` by what `data` proves, and checks every other hash in it against `nodes`.
 ///
-/// If the batch is upgraded, its signature is still to be checked.
+/// `leaf` is that of the block in `data`. If the batch is upgraded, its signature is still to be checked.
 pub(super) fn verify(
     data: &Data,
+    leaf: Option<Node>,
     roots: Roots,
     prologue: Option<&Prologue>,
     nodes: &impl Nodes,
 ) -> Result<Batch, ApplyError> {
     let mut batch = Batch::new(roots);
-    let mut unverified = below(data, &mut batch.found)?;
+    let mut unverified = below(data, leaf, &mut batch.found)?;
     if let Some(upgrade) = &data.upgrade {
         let start = batch.roots.length;
         unverified = batch.upgrade(upgrade, prologue, unverified).map_err(|error| match error {
@@ -39,7 +40,11 @@ pub(super) fn verify(
 
 /// The root that a block, hash and seek lead to, computed from the leaf up; the nodes on the way go
 /// into `found`.
-fn below(data: &Data, found: &mut Vec<Found>) -> Result<Option<Node>, ApplyError> {
+fn below(
+    data: &Data,
+    leaf: Option<Node>,
+    found: &mut Vec<Found>,
+) -> Result<Option<Node>, ApplyError> {
     let mut root = None;
     if let Some(seek) = &data.seek
         && let Some(first) = seek.nodes.first()
@@ -52,7 +57,7 @@ fn below(data: &Data, found: &mut Vec<Found>) -> Result<Option<Node>, ApplyError
         if block.index > MAX_INDEX / 2 {
             return Err(ApplyError::Malformed("index of a block"));
         }
-        let leaf = node::leaf(block.index, &block.value);
+        let leaf = leaf.unwrap_or_else(|| node::leaf(block.index, &block.value));
         return climb(Found::sized(leaf), Queue::new(&block.nodes, root), found).map(Some);
     }
     if let Some(hash) = &data.hash {
@@ -158,7 +163,7 @@ mod tests {
             length in 0u64..20,
         ) {
             let (roots, known) = log(length);
-            if let Ok(batch) = verify(&data, roots, None, &known) {
+            if let Ok(batch) = verify(&data, None, roots, None, &known) {
                 prop_assert!(data.block.is_none() || batch.upgraded);
             }
         }
@@ -184,7 +189,7 @@ mod tests {
                 signature: None,
             };
             let data = Data { upgrade: Some(upgrade), ..Data::default() };
-            if let Ok(batch) = verify(&data, roots, None, &known) {
+            if let Ok(batch) = verify(&data, None, roots, None, &known) {
                 prop_assert_eq!(batch.roots.length, to);
                 prop_assert!(batch.roots.byte_length <= MAX_INDEX);
             }
@@ -205,7 +210,7 @@ mod tests {
             }),
             ..Data::default()
         };
-        let run = |data: &Data| verify(data, roots.clone(), None, &known);
+        let run = |data: &Data| verify(data, None, roots.clone(), None, &known);
         let batch = run(&with(&path, 3)).unwrap();
         assert!(batch.found.iter().any(|found| found.node == leaf && found.sized));
         assert!(!batch.upgraded);

@@ -2,6 +2,7 @@
 //! written down first, then shown, then acted upon.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use rusqlite::Connection;
@@ -48,6 +49,8 @@ pub(super) struct Live {
     pub(super) job: Mutex<Option<Job>>,
     /// Outgoing: the open core.
     pub(super) ticket: Mutex<Option<Ticket>>,
+    /// Incoming: every block of the file was verified and written in this run of the program.
+    pub(super) is_verified: AtomicBool,
 }
 
 /// A task that can be told to stop.
@@ -90,6 +93,7 @@ impl Live {
             record: tokio::sync::Mutex::new(record),
             job: Mutex::default(),
             ticket: Mutex::default(),
+            is_verified: AtomicBool::new(false),
         }
     }
 

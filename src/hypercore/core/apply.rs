@@ -7,7 +7,8 @@ use crate::crypto::PublicKey;
 use crate::hypercore::bitfield::PAGE_BITS;
 use crate::hypercore::error::{ApplyError, CoreError};
 use crate::hypercore::manifest::Manifest;
-use crate::hypercore::messages::{Data, DataBlock};
+use crate::hypercore::messages::{Data, DataBlock, Node};
+use crate::hypercore::node;
 use crate::hypercore::storage::{MAX_BLOCK_BYTES, MAX_LENGTH};
 use crate::hypercore::tree::{Batch, Found, Nodes, Roots};
 use crate::hypercore::verifier::Verifier;
@@ -22,6 +23,15 @@ impl Core {
     ///
     /// Nothing changes when it fails. [`ApplyError::is_violation`] tells whose fault it was.
     pub fn apply(&self, data: &Data) -> Result<Applied, ApplyError> {
+        self.apply_hashed(data, None)
+    }
+
+    /// [`Core::apply`] when the leaf of the block in `data` is known already, from [`Core::leaves`].
+    pub(in crate::hypercore) fn apply_hashed(
+        &self,
+        data: &Data,
+        leaf: Option<Node>,
+    ) -> Result<Applied, ApplyError> {
         let inner = &*self.inner;
         // Upgrades one at a time; blocks of a known tree need not wait for each other.
         let _upgrading = data.upgrade.as_ref().map(|_| lock(&inner.upgrading));
@@ -42,7 +52,7 @@ impl Core {
             return Err(failure.into());
         }
         let prologue = known.as_ref().and_then(|known| known.manifest.prologue);
-        let batch = verify(data, Roots::clone(&roots), prologue.as_ref(), inner)?;
+        let batch = verify(data, leaf, Roots::clone(&roots), prologue.as_ref(), inner)?;
         let manifest = self.check_manifest(data, known.as_ref(), batch.upgraded)?;
         if batch.upgraded {
             let manifest = manifest.as_ref().or(known.as_ref()).ok_or(ApplyError::Manifest)?;
@@ -56,6 +66,17 @@ impl Core {
         let mut state = lock(&inner.state);
         state.check()?;
         Ok(self.take_over(&mut state, data, batch, &found, manifest, block))
+    }
+
+    /// The leaves of the blocks in `data`, hashed side by side.
+    pub(in crate::hypercore) fn leaves<'a>(
+        data: impl Iterator<Item = &'a Data> + Clone,
+    ) -> Vec<Option<Node>> {
+        let blocks = data.clone().filter_map(|data| data.block.as_ref());
+        let blocks: Vec<(u64, &[u8])> =
+            blocks.map(|block| (block.index, &block.value[..])).collect();
+        let mut leaves = node::leaves(&blocks).into_iter();
+        data.map(|data| data.block.as_ref().and_then(|_| leaves.next())).collect()
     }
 
     /// The manifest that becomes known with `data`, if any.
@@ -160,6 +181,7 @@ impl Core {
             && state.bits.insert(block.index)
         {
             applied.block = Some(block.index);
+            state.applied_here += 1;
             state.pending.removed.remove(&block.index);
             state.pending.put_block(block.index, block.value.clone());
             state.pending.pages.insert(block.index / PAGE_BITS);

@@ -84,6 +84,20 @@ impl Core {
         Ok(verified)
     }
 
+    /// Whether all blocks are here and each was verified since the core was opened, just before it was
+    /// written: then a crash cannot have come between what the disk and the bitfield say.
+    #[must_use]
+    pub fn is_verified_here(&self) -> bool {
+        let is_written = self.inner.file.as_ref().is_none_or(|file| file.check_early().is_ok());
+        self.locked(|state| {
+            let length = state.roots.length;
+            is_written
+                && length > 0
+                && state.applied_here >= length
+                && state.bits.contiguous() >= length
+        })
+    }
+
     /// Forgets blocks, durably. The tree keeps what it knows of them.
     pub async fn forget(&self, blocks: &[u64]) -> Result<(), CoreError> {
         {
@@ -91,6 +105,7 @@ impl Core {
             state.check()?;
             for index in blocks {
                 if state.bits.remove(*index) {
+                    state.applied_here = 0;
                     state.pending.blocks.remove(index);
                     state.pending.removed.insert(*index);
                     state.pending.pages.insert(index / PAGE_BITS);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::Core;
 use super::state::{Inner, Pending, State};
+use crate::hypercore::block_file::BlockFile;
 use crate::hypercore::error::CoreError;
 use crate::hypercore::storage::{Commit, Survives};
 use crate::sync::lock;
@@ -197,12 +198,17 @@ async fn store(
     commit: Commit,
 ) -> Result<(), CoreError> {
     if inner.file.is_some() && !pending.blocks.is_empty() {
-        let (inner, pending) = (Arc::clone(inner), Arc::clone(pending));
+        let (writing, pending) = (Arc::clone(inner), Arc::clone(pending));
         blocking(move || {
-            let Some(file) = &inner.file else { return Ok(()) };
-            pending.blocks.iter().try_for_each(|(index, block)| file.write(*index, block))
+            let Some(file) = &writing.file else { return Ok(()) };
+            pending.blocks.iter().try_for_each(|(index, block)| file.write(*index, block))?;
+            file.check_early()
         })
         .await??;
+        if inner.file.as_ref().is_some_and(BlockFile::is_sync_due) {
+            let writing = Arc::clone(inner);
+            tokio::task::spawn_blocking(move || writing.file.as_ref().map(BlockFile::sync_early));
+        }
     }
     Ok(inner.storage.commit(Arc::new(commit)).await?)
 }

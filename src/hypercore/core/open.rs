@@ -156,6 +156,7 @@ fn load(
         committer: false,
         failure: None,
         closed: false,
+        applied_here: 0,
     };
     let Some(header) = header else { return Ok(state) };
     if header.key != *key {

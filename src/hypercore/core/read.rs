@@ -20,18 +20,11 @@ impl Core {
     /// A block, or `None` when it is not here. It is checked against the tree, so damage is an error:
     /// [`CoreError::MissingBlock`], [`CoreError::CorruptBlock`] or [`CoreError::FileChanged`].
     pub fn get(&self, index: u64) -> Result<Option<Bytes>, CoreError> {
-        let pending = {
-            let state = lock(&self.inner.state);
-            state.check()?;
-            if !state.bits.has(index) {
-                return Ok(None);
-            }
-            state.block(index)
-        };
-        match pending {
-            Some(block) => Ok(Some(block)),
-            None => self.inner.stored_block(index).map(Some),
+        let Some((block, leaf)) = self.unchecked(index)? else { return Ok(None) };
+        if let Some(leaf) = leaf {
+            self.inner.check_leaf(index, &block, &leaf)?;
         }
+        Ok(Some(block))
     }
 
     /// Blocks from the start of `range`, up to the first that is not here, its end, or `max_bytes`
@@ -77,6 +70,44 @@ impl Core {
     /// [`CoreError::InvalidRequest`] means that no honest peer asks this. Other errors are local
     /// damage, or a file that changed.
     pub fn prove(&self, request: &Request) -> Result<Option<Data>, CoreError> {
+        let answer = self.prove_all(std::slice::from_ref(request)).pop();
+        answer.unwrap_or(Ok(None))
+    }
+
+    /// [`Core::prove`] for many requests; their blocks are read together and hashed side by side.
+    pub fn prove_all(&self, requests: &[Request]) -> Vec<Result<Option<Data>, CoreError>> {
+        let mut answers: Vec<_> = requests.iter().map(|request| self.outline(request)).collect();
+        let mut stored = Vec::new();
+        for (at, answer) in answers.iter_mut().enumerate() {
+            let Ok(Some(data)) = answer else { continue };
+            let Some(block) = &mut data.block else { continue };
+            match self.unchecked(block.index) {
+                Ok(Some((value, leaf))) => {
+                    block.value = value;
+                    stored.extend(leaf.map(|leaf| (at, leaf)));
+                }
+                Ok(None) => *answer = Ok(only_manifest(data)),
+                Err(error) => *answer = Err(error),
+            }
+        }
+        let read = |(at, leaf): &(usize, Node)| {
+            let data = answers.get(*at)?.as_ref().ok()?.as_ref()?;
+            Some((leaf.index / 2, &data.block.as_ref()?.value[..]))
+        };
+        let blocks: Vec<(u64, &[u8])> = stored.iter().filter_map(read).collect();
+        let hashed = node::leaves(&blocks);
+        for ((at, leaf), hashed) in stored.iter().zip(hashed) {
+            if let Some(answer) = answers.get_mut(*at)
+                && hashed != *leaf
+            {
+                *answer = Err(self.inner.mismatch(leaf.index / 2));
+            }
+        }
+        answers
+    }
+
+    /// The answer to a request, still without the bytes of its block.
+    fn outline(&self, request: &Request) -> Result<Option<Data>, CoreError> {
         let inner = &*self.inner;
         let (fork, roots, signature, known, has, whole) = {
             let state = lock(&inner.state);
@@ -89,12 +120,9 @@ impl Core {
         let compat = known.as_ref().is_some_and(|known| known.manifest.is_compat(&inner.key));
         let manifest =
             known.as_ref().filter(|_| request.manifest && !compat).map(|known| known.bytes.clone());
-        let only_manifest = |manifest: Option<Bytes>| {
-            let manifest = Some(manifest?);
-            Some(Data { request: request.id, fork, manifest, ..Data::default() })
-        };
+        let least = Data { request: request.id, fork, manifest, ..Data::default() };
         if request.fork != fork || !has {
-            return Ok(only_manifest(manifest));
+            return Ok(only_manifest(&least));
         }
         let proven = Proven {
             fork,
@@ -107,23 +135,36 @@ impl Core {
             Ok(data) => data,
             // What is known of the tree is not all of it.
             Err(CoreError::MissingNode(_)) if !whole && request.block.is_none() => {
-                return Ok(only_manifest(manifest));
+                return Ok(only_manifest(&least));
             }
             Err(error) => return Err(error),
         };
-        if let Some(block) = &mut data.block {
-            match self.get(block.index)? {
-                Some(value) => block.value = value,
-                None => return Ok(only_manifest(manifest)),
-            }
-        }
-        data.manifest = manifest;
+        data.manifest = least.manifest;
         let empty = data.block.is_none()
             && data.hash.is_none()
             && data.seek.is_none()
             && data.upgrade.is_none()
             && data.manifest.is_none();
         Ok((!empty).then_some(data))
+    }
+
+    /// A block that is here; one from disk with the leaf that it must have.
+    fn unchecked(&self, index: u64) -> Result<Option<(Bytes, Option<Node>)>, CoreError> {
+        let pending = {
+            let state = lock(&self.inner.state);
+            state.check()?;
+            if !state.bits.has(index) {
+                return Ok(None);
+            }
+            state.block(index)
+        };
+        match pending {
+            Some(block) => Ok(Some((block, None))),
+            None => {
+                let (block, leaf) = self.inner.stored(index)?;
+                Ok(Some((block, Some(leaf))))
+            }
+        }
     }
 
     /// How many levels above tree node `index` nothing is known: `nodes` of a request for it. 0 when
@@ -196,7 +237,14 @@ impl Core {
 
 impl Inner {
     /// A block from disk, checked.
-    pub(super) fn stored_block(&self, index: u64) -> Result<Bytes, CoreError> {
+    fn stored_block(&self, index: u64) -> Result<Bytes, CoreError> {
+        let (block, leaf) = self.stored(index)?;
+        self.check_leaf(index, &block, &leaf)?;
+        Ok(block)
+    }
+
+    /// A block from disk, and the leaf that it must have.
+    fn stored(&self, index: u64) -> Result<(Bytes, Node), CoreError> {
         let leaf = self.expect(2 * index)?;
         let block = match &self.file {
             None => self.storage.block(index)?.ok_or(CoreError::MissingBlock(index))?,
@@ -206,8 +254,7 @@ impl Inner {
                 file.read(index, size)?.into()
             }
         };
-        self.check_leaf(index, &block, &leaf)?;
-        Ok(block)
+        Ok((block, leaf))
     }
 
     fn check_block(&self, index: u64, block: &[u8]) -> Result<(), CoreError> {
@@ -215,14 +262,23 @@ impl Inner {
     }
 
     fn check_leaf(&self, index: u64, block: &[u8], leaf: &Node) -> Result<(), CoreError> {
-        if node::leaf(index, block).hash == leaf.hash {
-            return Ok(());
-        }
+        if node::leaf(index, block).hash == leaf.hash { Ok(()) } else { Err(self.mismatch(index)) }
+    }
+
+    /// What it means that a block on disk does not have its hash.
+    fn mismatch(&self, index: u64) -> CoreError {
         match &self.file {
-            Some(file) if file.access() == FileAccess::Read => Err(CoreError::FileChanged),
-            _ => Err(CoreError::CorruptBlock(index)),
+            Some(file) if file.access() == FileAccess::Read => CoreError::FileChanged,
+            _ => CoreError::CorruptBlock(index),
         }
     }
+}
+
+/// What is left of an answer without its proof.
+fn only_manifest(data: &Data) -> Option<Data> {
+    let Data { request, fork, manifest, .. } = data;
+    let manifest = Some(manifest.clone()?);
+    Some(Data { request: *request, fork: *fork, manifest, ..Data::default() })
 }
 
 #[cfg(test)]

@@ -64,6 +64,8 @@ pub(super) struct State {
     /// Why the last commit failed; cleared by one that works.
     pub(super) failure: Option<CoreError>,
     pub(super) closed: bool,
+    /// Blocks that were verified and taken over since the core was opened.
+    pub(super) applied_here: u64,
 }
 
 /// A manifest and its bytes.
