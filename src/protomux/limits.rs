@@ -41,6 +41,9 @@ pub(super) const MAX_CONTROL: usize = 1024;
 /// How many bytes are encrypted and written at a time.
 pub(super) const WRITE_BATCH: usize = 256 * 1024;
 
+/// After so many bytes at once, reading and writing let other tasks go first.
+pub(super) const LARGE_FRAME: usize = 64 * 1024;
+
 /// Bytes of messages in one batch; more become several batches.
 pub(super) const MAX_BATCH: usize = 512 * 1024;
 

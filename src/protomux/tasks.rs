@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::CloseReason;
 use super::connection::Connection;
-use super::limits::{FLUSH_TIMEOUT, LINGER};
+use super::limits::{FLUSH_TIMEOUT, LARGE_FRAME, LINGER};
 use super::wire::Items;
 use crate::secret_stream::{SecretReceiver, SecretSender, SecretStream, SecretStreamError};
 
@@ -53,6 +53,7 @@ async fn read(receiver: &mut SecretReceiver, connection: &Arc<Connection>) -> Cl
             Ok(None) => return CloseReason::Remote,
             Err(error) => return failure(&error),
         };
+        let is_large = frame.len() >= LARGE_FRAME;
         let mut items = Items::new(frame);
         loop {
             match items.next() {
@@ -64,6 +65,11 @@ async fn read(receiver: &mut SecretReceiver, connection: &Arc<Connection>) -> Cl
                 Ok(None) => break,
                 Err(error) => return CloseReason::Violation(error.to_string()),
             }
+        }
+        if is_large {
+            // Who was woken by it waits on this very thread: without a pause it would all be read first
+            // and only then be used, by turns.
+            tokio::task::yield_now().await;
         }
     }
 }
@@ -124,6 +130,9 @@ async fn write_all(
         drop(frames);
         sender.flush().await?;
         connection.sent(cost);
+        if cost as usize >= LARGE_FRAME {
+            tokio::task::yield_now().await;
+        }
     }
 }
 

@@ -17,16 +17,18 @@ use super::peer::{Delivery, Outcome};
 use super::requests::Asked;
 use super::swarm::{Membership, Turn};
 use super::{EventKind, Replicator, Violation};
-use crate::hypercore::messages::{Message, NoData, NoDataReason, Request};
-use crate::hypercore::{Applied, ApplyError, CoreError};
+use crate::hypercore::messages::{Message, NoData, NoDataReason, Node, Request};
+use crate::hypercore::{Applied, ApplyError, Core, CoreError};
 use crate::protomux::{self, Channel};
 use crate::sync::lock;
 
 /// How many messages, and how many of their bytes, are taken at once.
 const BATCH_MESSAGES: usize = 512;
-const BATCH_BYTES: usize = 1 << 20;
+const BATCH_BYTES: usize = 512 << 10;
 /// How many bytes of answers are sent at once.
 const ANSWER_BYTES: usize = 256 << 10;
+/// From so many bytes on, reading and hashing is not done on the threads of the network.
+const INLINE_BYTES: usize = 32 << 10;
 /// After so many requests that cannot be, the peer is dropped (as in npm hypercore).
 const MAX_INVALID_REQUESTS: u32 = 64;
 
@@ -95,10 +97,11 @@ async fn take(
     if deliveries.is_empty() {
         return Ok(());
     }
+    let Some((deliveries, leaves)) = hashed(deliveries).await else { return Ok(()) };
     let mut outcomes = Vec::with_capacity(deliveries.len());
     let mut full = false;
-    for delivery in deliveries {
-        let outcome = apply(replicator, membership, &delivery, &mut full)?;
+    for (delivery, leaf) in deliveries.into_iter().zip(leaves) {
+        let outcome = apply(replicator, membership, &delivery, leaf, &mut full)?;
         outcomes.push((delivery, outcome));
     }
     membership.finish(&outcomes)?;
@@ -109,10 +112,23 @@ async fn take(
     Ok(())
 }
 
+/// The leaves of the blocks that were delivered. Many bytes are hashed off the network's threads;
+/// `None` when the runtime shuts down.
+async fn hashed(deliveries: Vec<Delivery>) -> Option<(Vec<Delivery>, Vec<Option<Node>>)> {
+    let bytes = |delivery: &Delivery| delivery.data.block.as_ref().map_or(0, |b| b.value.len());
+    let is_small = deliveries.iter().map(bytes).sum::<usize>() < INLINE_BYTES;
+    let hash = move || {
+        let leaves = Core::leaves(deliveries.iter().map(|delivery| &delivery.data));
+        (deliveries, leaves)
+    };
+    if is_small { Some(hash()) } else { tokio::task::spawn_blocking(hash).await.ok() }
+}
+
 fn apply(
     replicator: &Replicator,
     membership: &Membership,
     delivery: &Delivery,
+    leaf: Option<Node>,
     full: &mut bool,
 ) -> Result<Outcome, Violation> {
     let core = &membership.swarm.core;
@@ -125,7 +141,7 @@ fn apply(
             },
             Err(error) => Err(error),
         },
-        _ => core.apply(&delivery.data),
+        _ => core.apply_hashed(&delivery.data, leaf),
     };
     let error = match result {
         Ok(applied) => {
@@ -211,17 +227,14 @@ async fn answer(
     let mut batch = Vec::new();
     let mut waiting = 0;
     let (mut blocks, mut bytes) = (0, 0);
-    for request in requests {
-        let message = match prove(replicator, membership, &request) {
-            Ok(message) => message,
-            Err(InvalidRequest) => {
-                *invalid += 1;
-                if *invalid >= MAX_INVALID_REQUESTS {
-                    return Err(Violation::InvalidRequests);
-                }
-                no_data(&request, NoDataReason::InvalidRequest)
+    let Some(answers) = prove(replicator, membership, requests).await else { return Ok(false) };
+    for message in answers {
+        if let Message::NoData(NoData { reason: NoDataReason::InvalidRequest, .. }) = message {
+            *invalid += 1;
+            if *invalid >= MAX_INVALID_REQUESTS {
+                return Err(Violation::InvalidRequests);
             }
-        };
+        }
         if let Message::Data(data) = &message
             && let Some(block) = &data.block
         {
@@ -237,7 +250,10 @@ async fn answer(
             if channel.send_batch(&std::mem::take(&mut batch)).await.is_err() {
                 return Ok(false);
             }
-            tokio::time::sleep(wait).await;
+            // Even a sleep of nothing waits for the timer's next tick.
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
         }
     }
     if !batch.is_empty() && channel.send_batch(&batch).await.is_err() {
@@ -258,28 +274,50 @@ fn throttle(replicator: &Replicator, message: &Message) -> Duration {
     lock(limit).charge(bytes)
 }
 
-struct InvalidRequest;
-
-/// The answer to a request, as far as this peer may have it.
-fn prove(
+/// The answers to requests, as far as this peer may have them. Reading and hashing many bytes is done
+/// off the network's threads; `None` when the runtime shuts down.
+async fn prove(
     replicator: &Replicator,
     membership: &Membership,
-    request: &Request,
-) -> Result<Message, InvalidRequest> {
-    let swarm = &membership.swarm;
-    let refused = no_data(request, NoDataReason::NotAvailable);
-    if request.fork != swarm.core.fork() || !swarm.uploads_to(&membership.public_key) {
-        return Ok(refused);
+    requests: Vec<Request>,
+) -> Option<Vec<Message>> {
+    let core = &membership.swarm.core;
+    let may_have = |request: &Request| {
+        request.fork == core.fork() && membership.swarm.uploads_to(&membership.public_key)
+    };
+    let allowed: Vec<bool> = requests.iter().map(may_have).collect();
+    let asked: Vec<Request> = requests
+        .iter()
+        .zip(&allowed)
+        .filter(|(_, allowed)| **allowed)
+        .map(|(request, _)| request.clone())
+        .collect();
+    let average = core.byte_length() / core.length().max(1);
+    let mut proofs = if average.saturating_mul(asked.len() as u64) < INLINE_BYTES as u64 {
+        core.prove_all(&asked)
+    } else {
+        let core = core.clone();
+        tokio::task::spawn_blocking(move || core.prove_all(&asked)).await.ok()?
     }
-    match swarm.core.prove(request) {
-        Ok(Some(data)) => Ok(Message::Data(data)),
-        Ok(None) => Ok(refused),
-        Err(CoreError::InvalidRequest(_)) => Err(InvalidRequest),
-        Err(error) => {
-            replicator.emit(membership, EventKind::Unreadable { error });
-            Ok(refused)
+    .into_iter();
+    let answer = |(request, allowed): (Request, bool)| {
+        let refused = no_data(&request, NoDataReason::NotAvailable);
+        if !allowed {
+            return refused;
         }
-    }
+        match proofs.next() {
+            Some(Ok(Some(data))) => Message::Data(data),
+            Some(Ok(None)) | None => refused,
+            Some(Err(CoreError::InvalidRequest(_))) => {
+                no_data(&request, NoDataReason::InvalidRequest)
+            }
+            Some(Err(error)) => {
+                replicator.emit(membership, EventKind::Unreadable { error });
+                refused
+            }
+        }
+    };
+    Some(requests.into_iter().zip(allowed).map(answer).collect())
 }
 
 fn no_data(request: &Request, reason: NoDataReason) -> Message {

@@ -3,7 +3,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `peer.rs`, `announce.rs`, `schedule.rs` | one core with one peer: messages in, messages out |
-//! | `requests.rs` | what is being downloaded, and from whom |
+//! | `requests.rs`, `pipeline.rs` | what is being downloaded, from whom, and how much at once |
 //! | `remote_bitfield.rs` | what a peer says it has |
 //! | `upload.rs` | what a peer asked for |
 //! | `capability.rs` | that a peer knows the core's key |
@@ -17,6 +17,7 @@ mod capability;
 mod driver;
 mod local;
 mod peer;
+mod pipeline;
 mod registry;
 mod remote_bitfield;
 mod requests;

@@ -5,10 +5,11 @@
 //! ourselves is in `announce.rs`, what is asked for in `schedule.rs`.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Violation;
 use super::local::LocalCore;
+use super::pipeline::Pipeline;
 use super::remote_bitfield::RemoteBitfield;
 use super::requests::{Asked, Downloads, ExpectedNodes, Outstanding, PeerId, Scan};
 use super::upload::UploadQueue;
@@ -93,7 +94,7 @@ pub(super) struct Peer {
     pub(super) stalls: u32,
     pub(super) resting_until: Option<Instant>,
     pub(super) last_progress: Instant,
-    pub(super) shortest_answer: Option<Duration>,
+    pub(super) pipeline: Pipeline,
 
     /// Answers that arrived before the one they build on, by that one's request.
     deferred: HashMap<u64, Vec<Delivery>>,
@@ -131,7 +132,7 @@ impl Peer {
             stalls: 0,
             resting_until: None,
             last_progress: now,
-            shortest_answer: None,
+            pipeline: Pipeline::new(now),
             deferred: HashMap::new(),
             unasked: 0,
             retries: 0,
@@ -253,7 +254,8 @@ impl Peer {
             let allowed = request < self.next_id && self.unasked <= MAX_UNASKED;
             return if allowed { Ok(Vec::new()) } else { Err(Violation::Unasked) };
         };
-        self.on_answer(&outstanding, now);
+        let bytes = data.block.as_ref().map_or(0, |block| block.value.len() as u64);
+        self.on_answer(&outstanding, bytes, now);
         if data.fork != core.fork() {
             self.settle(request, outstanding.asked, false, downloads);
             return Ok(Vec::new());
@@ -302,7 +304,7 @@ impl Peer {
 
     fn on_no_data(&mut self, no_data: NoData, downloads: &mut Downloads, now: Instant) {
         let Some(outstanding) = self.outstanding.remove(&no_data.request) else { return };
-        self.on_answer(&outstanding, now);
+        self.on_answer(&outstanding, 0, now);
         if no_data.reason == NoDataReason::InvalidRequest {
             // What was asked relied on something that is no longer so.
             self.refusals += 1;
@@ -310,10 +312,9 @@ impl Peer {
         self.refuse(no_data.request, &outstanding, downloads);
     }
 
-    fn on_answer(&mut self, outstanding: &Outstanding, now: Instant) {
+    fn on_answer(&mut self, outstanding: &Outstanding, bytes: u64, now: Instant) {
         self.last_progress = now;
-        let took = now.saturating_duration_since(outstanding.sent_at);
-        self.shortest_answer = Some(self.shortest_answer.map_or(took, |least| least.min(took)));
+        self.pipeline.on_answer(&outstanding.sent, bytes, now);
     }
 
     /// The peer has no answer: it is not asked again before it says that it has more.

@@ -2,9 +2,9 @@
 //! of two of them; and one [`ExpectedNodes`] a peer, so that no tree node is asked for twice.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::Instant;
 
 use super::local::LocalCore;
+use super::pipeline::Sent;
 use super::remote_bitfield::RemoteBitfield;
 
 /// Names one (core, peer) pair within a process.
@@ -177,7 +177,7 @@ pub(super) struct Outstanding {
     /// The request whose answer brings the node this one's proof ends at.
     pub(super) depends_on: Option<u64>,
     /// When it was sent.
-    pub(super) sent_at: Instant,
+    pub(super) sent: Sent,
 }
 
 /// The tree nodes that answers on their way from one peer will bring.

@@ -7,8 +7,6 @@ use super::peer::Peer;
 use super::requests::{Asked, Downloads, Outstanding};
 use crate::hypercore::messages::{Message, Request, RequestNode, RequestUpgrade, Want};
 
-/// How many bytes of blocks may be on their way from one peer for one core.
-const WINDOW_BYTES: u64 = 4 << 20;
 /// How many requests may be in flight at least, at most, and at most over a long distance.
 const WINDOW: std::ops::RangeInclusive<u64> = 4..=512;
 const WINDOW_FAR: u64 = 2048;
@@ -151,7 +149,8 @@ impl Peer {
         if self.outstanding.is_empty() {
             self.last_progress = now;
         }
-        self.outstanding.insert(id, Outstanding { asked, depends_on, sent_at: now });
+        self.outstanding
+            .insert(id, Outstanding { asked, depends_on, sent: self.pipeline.on_sent(now) });
         self.out.push(Message::Request(request));
     }
 
@@ -159,8 +158,8 @@ impl Peer {
     /// block, within bounds that grow with the distance.
     fn window(&self, core: &impl LocalCore) -> u64 {
         let average = core.byte_length() / core.length().max(1);
-        let by_bytes = WINDOW_BYTES / average.max(1);
-        let far = self.shortest_answer.unwrap_or_default().as_millis() / NEAR.as_millis();
+        let by_bytes = self.pipeline.window() / average.max(1);
+        let far = self.pipeline.distance().as_millis() / NEAR.as_millis();
         let most = WINDOW.end().saturating_mul(far.clamp(1, 4) as u64).min(WINDOW_FAR);
         by_bytes.clamp(*WINDOW.start(), most)
     }
