@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use tokio::sync::{Notify, watch};
 
-use super::machine::Machine;
+use super::machine::{Machine, Transmit};
 use super::socket::{Inner, UdxSocket, canonical};
 use super::stream::{CloseReason, StreamOptions};
 use super::table::Udx;
@@ -45,7 +45,7 @@ pub(super) struct State {
     /// The task has been woken and has not looked yet.
     is_woken: bool,
     /// What the kernel did not take.
-    blocked: Option<(Vec<u8>, Option<usize>)>,
+    blocked: Option<(Vec<u8>, Transmit)>,
     is_listed: bool,
 }
 
@@ -218,7 +218,7 @@ impl Shared {
     fn flush(&self, state: &mut State) {
         if let Some(socket) = &state.socket {
             if let Some(blocked) = state.blocked.take() {
-                state.blocked = send(socket, &state.machine, blocked.0, blocked.1);
+                state.blocked = send(socket, blocked.0, blocked.1);
             }
             if state.blocked.is_none() {
                 state.blocked = transmit(socket, &mut state.machine);
@@ -294,28 +294,22 @@ impl Drop for Shared {
 }
 
 /// Sends what the machine has; returns what the kernel did not take.
-fn transmit(socket: &UdxSocket, machine: &mut Machine) -> Option<(Vec<u8>, Option<usize>)> {
+fn transmit(socket: &UdxSocket, machine: &mut Machine) -> Option<(Vec<u8>, Transmit)> {
     BATCH.with_borrow_mut(|batch| {
         loop {
             batch.clear();
             let size = |size| socket.batch(size);
             let transmit = machine.poll_transmit(Instant::now(), size, batch)?;
-            let remote = machine.remote_addr()?;
-            if would_block(socket.transmit(remote, batch, transmit.segment)) {
-                return Some((batch.clone(), transmit.segment));
+            if would_block(socket.transmit(transmit.destination, batch, transmit.segment)) {
+                return Some((batch.clone(), transmit));
             }
         }
     })
 }
 
-fn send(
-    socket: &UdxSocket,
-    machine: &Machine,
-    batch: Vec<u8>,
-    segment: Option<usize>,
-) -> Option<(Vec<u8>, Option<usize>)> {
-    let remote = machine.remote_addr()?;
-    would_block(socket.transmit(remote, &batch, segment)).then_some((batch, segment))
+fn send(socket: &UdxSocket, batch: Vec<u8>, transmit: Transmit) -> Option<(Vec<u8>, Transmit)> {
+    let sent = socket.transmit(transmit.destination, &batch, transmit.segment);
+    would_block(sent).then_some((batch, transmit))
 }
 
 /// Any other error is as good as a lost packet: too large for the interface, no route just now.

@@ -85,6 +85,11 @@ impl Incoming {
         self.ready.len() + self.early_cost
     }
 
+    /// The most that [`Self::held`] gives: a quarter above the window, and what one packet brings more.
+    pub(super) const fn held_max(&self) -> usize {
+        self.window + self.window / 4 + EARLY_COST
+    }
+
     /// Takes the packet `seq`. Packets that were received before, or that do not fit, are dropped.
     pub(super) fn insert(&mut self, seq: u64, payload: &[u8], is_end: bool) {
         // A sender that fills the window exactly may have packets on the way that it counts as lost:

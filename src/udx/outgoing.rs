@@ -15,6 +15,9 @@ use super::rate::SentState;
 /// Packets that may be unacknowledged at once: the other side must be able to hold them.
 const MAX_PACKETS: usize = 8192;
 
+/// Transmissions of one packet whose traces are kept at once.
+const MAX_TRANSMISSIONS: usize = 4;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     OnItsWay,
@@ -123,6 +126,22 @@ impl Outgoing {
         self.delivered_early = 0;
         self.in_flight = 0;
         self.unacked_payload = 0;
+    }
+
+    /// Bytes held, tables included.
+    pub(super) fn held(&self) -> usize {
+        self.bytes.len()
+            + self.packets.len() * size_of::<SentPacket>()
+            + self.order.len() * size_of::<(u64, u64)>()
+            + self.lost.len() * size_of::<u64>()
+            + self.delivered.len() * size_of::<Range<u64>>()
+    }
+
+    /// The most that [`Self::held`] gives when no more than `bytes` may be written.
+    pub(super) fn held_max(bytes: usize) -> usize {
+        let a_packet = size_of::<SentPacket>() + size_of::<Range<u64>>();
+        let a_transmission = size_of::<(u64, u64)>() + size_of::<u64>();
+        bytes + MAX_PACKETS * (a_packet + MAX_TRANSMISSIONS * a_transmission)
     }
 
     /// No more will be written.

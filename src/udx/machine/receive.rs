@@ -17,7 +17,7 @@ impl Machine {
     /// Ignored: packets from another address than the other side's (for a while also the one it moved
     /// away from), and those that acknowledge what was never sent. libudx takes packets from anywhere,
     /// but an id is no secret from an observer, and a DESTROY ends a stream.
-    pub(in crate::udx) fn handle_packet(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
+    pub fn handle_packet(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
         if self.remote.is_none() {
             self.keep(from, bytes);
             return;

@@ -41,7 +41,8 @@ impl Liveness {
 
 impl Machine {
     /// When [`Self::handle_timeout`] has something to do.
-    pub(in crate::udx) fn deadline(&self) -> Option<Instant> {
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Unconnected | Phase::Gone => None,
             Phase::Lingering { until } => Some(until),
@@ -59,7 +60,7 @@ impl Machine {
     }
 
     /// Does what is due at `now`.
-    pub(in crate::udx) fn handle_timeout(&mut self, now: Instant) {
+    pub fn handle_timeout(&mut self, now: Instant) {
         match self.phase {
             Phase::Lingering { until } if until <= now => self.phase = Phase::Gone,
             Phase::Connected => self.handle_connected_timeout(now),
