@@ -12,8 +12,6 @@
 //! [`Machine::held_max`] bytes are held; a stream whose other side is silent closes.
 
 mod receive;
-#[cfg(test)]
-mod simulation;
 mod timers;
 mod transmit;
 
@@ -73,6 +71,7 @@ struct Remote {
 /// A stream without its socket.
 #[derive(Debug)]
 pub struct Machine {
+    id: u32,
     phase: Phase,
     closed: Option<CloseReason>,
     remote: Option<Remote>,
@@ -118,6 +117,7 @@ impl Machine {
     pub fn new(now: Instant, id: u32, options: &StreamOptions) -> Self {
         let mtu = MtuSearch::new(true);
         Self {
+            id,
             phase: Phase::Unconnected,
             closed: None,
             remote: None,

@@ -1,0 +1,1 @@
+//! Packets from somebody else, and from a peer that means ill.
