@@ -201,6 +201,11 @@ impl Outgoing {
         self.unsent
     }
 
+    /// Transmissions so far.
+    pub(super) const fn transmissions(&self) -> u64 {
+        self.transmissions
+    }
+
     /// Packets that arrived ahead of an earlier one.
     pub(super) const fn delivered_early(&self) -> usize {
         self.delivered_early
@@ -226,6 +231,11 @@ impl Outgoing {
         } else {
             (self.end == End::Queued && self.unsent() == 0).then_some((0, true))
         }
+    }
+
+    /// Whether a packet without bytes may be sent now. After the END nothing may.
+    pub(super) fn may_challenge(&self) -> bool {
+        self.end != End::Sent && self.packets.len() < MAX_PACKETS
     }
 
     /// Notes that the next new packet goes out, and returns its number.

@@ -69,7 +69,9 @@ fn deliver(seed: u64, worst: Worst) -> Result<bool, String> {
     let fails = |what: &str| {
         let (after, got) = (pair.elapsed(), [a.received.len(), b.received.len()]);
         let wanted = [b.to_write.len(), a.to_write.len()];
-        Err(format!("seed {seed}: {what}, {got:?} of {wanted:?} bytes, {closed:?} after {after:?}, {link:?}"))
+        Err(format!(
+            "seed {seed}: {what}, {got:?} of {wanted:?} bytes, {closed:?} after {after:?}, {link:?}"
+        ))
     };
     if !b.to_write.starts_with(&a.received) || !a.to_write.starts_with(&b.received) {
         fails("other bytes than were written")

@@ -14,6 +14,7 @@ mod delivery;
 mod dice;
 mod hostile;
 mod life;
+mod moving;
 mod pair;
 mod paths;
 

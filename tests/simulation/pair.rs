@@ -56,9 +56,9 @@ pub struct Side {
     /// Whether packets still reach and leave it.
     pub is_alive: bool,
     free_at: Instant,
-    /// The header of the last packet it sent, and of the last with DATA.
+    /// The header of the last packet it sent, and the highest number of one with DATA.
     pub said: Option<Header>,
-    pub said_data: Option<Header>,
+    pub newest: Option<u32>,
 }
 
 /// A packet under way.
@@ -112,7 +112,7 @@ impl Pair {
             is_alive: true,
             free_at: start,
             said: None,
-            said_data: None,
+            newest: None,
         };
         Self {
             now: start,
@@ -197,8 +197,8 @@ impl Pair {
         let side = &mut self.sides[index];
         let decoded = Packet::decode(&packet).unwrap();
         side.said = Some(decoded.header);
-        if decoded.has(flags::DATA) {
-            side.said_data = Some(decoded.header);
+        if decoded.has(flags::DATA) && side.newest < Some(decoded.header.seq) {
+            side.newest = Some(decoded.header.seq);
         }
         if let Some((rate, queue)) = self.link.bottleneck {
             let free_at = side.free_at.max(at);

@@ -11,6 +11,7 @@
 //! panics; [`Machine::read`] gives a prefix of what the other side wrote; no more than
 //! [`Machine::held_max`] bytes are held; a stream whose other side is silent closes.
 
+mod moving;
 mod receive;
 mod timers;
 mod transmit;
@@ -18,6 +19,7 @@ mod transmit;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use self::moving::{Move, Previous, Remote};
 use self::timers::Liveness;
 pub use self::transmit::Transmit;
 use super::bbr::Bbr;
@@ -41,8 +43,6 @@ const MAX_KEPT_SIZE: usize = 2048;
 const KEPT_COST: usize = 64;
 /// A closed stream answers for so long, so that the other side hears how it ended.
 const LINGER: Duration = Duration::from_secs(10);
-/// Packets from where the other side was count for so long after it moved.
-const PREVIOUS_REMOTE: Duration = Duration::from_secs(10);
 /// What was written before the stream was let go has so long to arrive.
 const DETACHED_FLUSH: Duration = Duration::from_secs(30);
 /// After that the other side has so long to end its half.
@@ -61,13 +61,6 @@ enum Phase {
     Gone,
 }
 
-/// The other side, once known.
-#[derive(Debug, Clone, Copy)]
-struct Remote {
-    addr: SocketAddr,
-    id: u32,
-}
-
 /// A stream without its socket.
 #[derive(Debug)]
 pub struct Machine {
@@ -75,8 +68,14 @@ pub struct Machine {
     phase: Phase,
     closed: Option<CloseReason>,
     remote: Option<Remote>,
-    /// Where the other side was before it moved, and how long packets from there still count.
-    previous: Option<(SocketAddr, Instant)>,
+    previous: Option<Previous>,
+    moving: Option<Move>,
+    /// How often the program changed the way to the other side.
+    generation: u32,
+    /// Transmissions before this path: their acknowledgements do not measure it.
+    path_begins_at: u64,
+    /// Earlier no stranger is taken for the other side.
+    newcomers_from: Instant,
     incoming: Incoming,
     outgoing: Outgoing,
     recovery: Recovery,
@@ -122,6 +121,10 @@ impl Machine {
             closed: None,
             remote: None,
             previous: None,
+            moving: None,
+            generation: 0,
+            path_begins_at: 0,
+            newcomers_from: now,
             incoming: Incoming::new(options.receive_window),
             outgoing: Outgoing::new(options.send_buffer.min(MIN_SEND_BUFFER)),
             recovery: Recovery::new(),
@@ -157,7 +160,7 @@ impl Machine {
             return false;
         }
         self.phase = Phase::Connected;
-        self.remote = Some(Remote { addr, id });
+        self.remote = Some(Remote { addr, id, generation: 0 });
         self.mtu = MtuSearch::new(addr.is_ipv4());
         self.liveness = Liveness::new(now);
         // Whoever accepts a connection may have nothing to say, and the other side may wait for its first
@@ -167,27 +170,6 @@ impl Machine {
             self.handle_packet(now, from, &packet);
         }
         true
-    }
-
-    /// Sends to `addr` from now on (libudx: `udx_stream_change_remote`). What is known of the path starts
-    /// over. False when the stream is not connected.
-    pub fn change_remote(&mut self, now: Instant, addr: SocketAddr, id: u32) -> bool {
-        let Some(before) = self.remote.filter(|_| self.phase == Phase::Connected) else {
-            return false;
-        };
-        self.previous = Some((before.addr, now + PREVIOUS_REMOTE));
-        self.remote = Some(Remote { addr, id });
-        self.mtu = MtuSearch::new(addr.is_ipv4());
-        self.congestion = Bbr::new(now, self.mtu.packet_size() as u64, id);
-        // The other side learns the new address from a packet.
-        self.heartbeat_due = true;
-        true
-    }
-
-    fn is_from_remote(&self, now: Instant, from: SocketAddr) -> bool {
-        let previous = self.previous.filter(|(_, until)| now < *until).map(|(addr, _)| addr);
-        let mut known = self.remote.map(|remote| remote.addr).into_iter().chain(previous);
-        known.any(|addr| addr.ip() == from.ip() && addr.port() == from.port())
     }
 
     /// Takes bytes to send; zero when there is no room.
@@ -295,6 +277,7 @@ impl Machine {
             _ => Phase::Gone,
         };
         self.kept.clear();
+        self.moving = None;
         // What has arrived, or cannot any more, need not be held.
         self.bytes_sent = self.outgoing.sent();
         self.outgoing.clear();
