@@ -15,8 +15,9 @@ use alex_p2p::udx::machine::Machine;
 const IDS: [u32; 2] = [7, 8];
 /// Packets under way; more are dropped.
 const MAX_ON_WIRE: usize = 256;
-/// A stream over a link that has become perfect has delivered everything, or is closed, after so long.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// A stream over a link that has become perfect has delivered everything, or is closed, after so long. A
+/// program that lets a minute pass before a packet arrives teaches it to wait a minute for each.
+const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Reads the program.
 struct Input<'a>(&'a [u8]);
