@@ -43,11 +43,10 @@ fn take_inputs(target: &str, run: fn(&[u8])) {
     }
     let inputs = std::env::var("FUZZ_INPUTS").ok().and_then(|text| text.parse().ok());
     for seed in 0..inputs.unwrap_or(INPUTS) {
-        // What a failing test prints last is the seed that made it fail.
-        println!("{target}: random input {seed}");
         let mut dice = dice::Dice::new(seed);
         let length = dice.below(LONGEST);
         let input: Vec<u8> = (0..length).map(|_| dice.next() as u8).collect();
-        run(&input);
+        let result = std::panic::catch_unwind(|| run(&input));
+        assert!(result.is_ok(), "{target} failed on random input {seed}: {input:?}");
     }
 }

@@ -227,13 +227,15 @@ async fn flood(ids: [u32; 2], victim: SocketAddr, count: u32) {
     let stranger = End::local();
     for sent in 0..count {
         let noise = sent.wrapping_mul(0x9e37_79b9);
-        let mut header = Header::default();
-        header.kind = [0, 1, 2, 3, 4, 16, 32, 255][sent as usize % 8];
-        header.stream_id = ids[(sent / 8) as usize % 2];
-        header.window = noise;
-        // The numbers of a stream begin at zero: many of these are near.
-        header.seq = noise >> (sent % 32);
-        header.ack = noise.rotate_left(7) >> (sent / 32 % 32);
+        let header = Header {
+            kind: [0, 1, 2, 3, 4, 16, 32, 255][sent as usize % 8],
+            data_offset: 0,
+            stream_id: ids[(sent / 8) as usize % 2],
+            window: noise,
+            // The numbers of a stream begin at zero: many of these are near.
+            seq: noise >> (sent % 32),
+            ack: noise.rotate_left(7) >> (sent / 32 % 32),
+        };
         let packet = [&header.encode()[..], &noise.to_le_bytes(), &[0; 60]].concat();
         // A full buffer only means that the flood is one.
         let _ = stranger.socket.send_datagram(&packet, victim);

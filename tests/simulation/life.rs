@@ -137,3 +137,14 @@ fn a_stream_let_go_after_its_end_delivers_what_was_written() {
     assert!(pair.run(Duration::from_secs(10), Pair::both_closed));
     assert_eq!(pair.sides[1].machine.closed(), Some(CloseReason::Reset));
 }
+
+#[test]
+fn a_stream_let_go_without_an_end_resets_the_other_side() {
+    let mut pair = Pair::connected(4, Link::default()).stays_open();
+    pair.sides[0].to_write = bytes(100_000);
+    pair.run(Duration::from_millis(40), |_| false);
+    let now = pair.now;
+    pair.sides[0].machine.detach(now);
+    assert!(pair.run(Duration::from_millis(200), Pair::both_closed));
+    assert_eq!(pair.sides[1].machine.closed(), Some(CloseReason::Reset));
+}

@@ -104,9 +104,9 @@ fn who_knows_all_numbers_cannot_pull_away_a_stream_whose_peer_answers() {
         let real = [pair.sides[1].addr, pair.sides[0].addr];
         while pair.now < end {
             pair.run(SECOND / 20, |_| false);
-            for index in 0..2 {
+            for (index, real) in real.into_iter().enumerate() {
                 forge_from(&mut pair, index, thief);
-                assert_eq!(pair.sides[index].machine.remote_addr(), Some(real[index]));
+                assert_eq!(pair.sides[index].machine.remote_addr(), Some(real));
             }
         }
         let wanted = pair.sides[0].to_write.len();
