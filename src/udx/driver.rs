@@ -114,13 +114,16 @@ impl Shared {
     pub(super) fn change_remote(&self, socket: &UdxSocket, id: u32, remote: SocketAddr) -> bool {
         let mut state = lock(&self.state);
         // A way that was given and has not answered is forgotten, with its socket.
-        let was_moving = state.machine.is_moving();
+        let keeps_previous = state.machine.is_on_previous();
         if !state.machine.change_remote(Instant::now(), canonical(remote), id) {
             return false;
         }
         let newest = state.socket.replace(socket.clone());
-        let before =
-            if was_moving { newest } else { std::mem::replace(&mut state.previous_socket, newest) };
+        let before = if keeps_previous {
+            newest
+        } else {
+            std::mem::replace(&mut state.previous_socket, newest)
+        };
         state.blocked = None;
         self.flush(&mut state);
         self.wake(&mut state);

@@ -159,7 +159,7 @@ fn the_way_before_is_used_until_the_new_one_answers() {
     pair.pass(2 * SECOND);
     assert!(pair.sides[1].received.len() > before + 1_500_000, "it stalled");
     assert_eq!(pair.sides[0].machine.remote_addr(), Some(real));
-    assert!(pair.sides[0].machine.is_moving());
+    assert!(pair.sides[0].machine.is_on_previous());
     assert!(pair.run(60 * SECOND, Pair::both_closed));
     assert!(pair.astray < 20, "{}", pair.astray);
 }

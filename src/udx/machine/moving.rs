@@ -92,10 +92,10 @@ impl Machine {
         true
     }
 
-    /// Whether the program gave a way that has not answered so far.
+    /// Whether packets go another way than the program gave last: that has not answered so far, or never.
     #[must_use]
-    pub fn is_moving(&self) -> bool {
-        self.moving.as_ref().is_some_and(|moving| moving.cause == Cause::Told)
+    pub fn is_on_previous(&self) -> bool {
+        self.remote.is_some_and(|remote| remote.generation < self.generation)
     }
 
     fn begin_move(&mut self, now: Instant, to: Remote, cause: Cause) {
@@ -180,6 +180,9 @@ impl Machine {
 
     /// A good packet came from an address that counts: what that says about moves.
     pub(super) fn heard_from(&mut self, now: Instant, from: SocketAddr, numbers: &Numbers<'_>) {
+        if self.phase != Phase::Connected {
+            return;
+        }
         let is_at = |addr: SocketAddr| addr.ip() == from.ip() && addr.port() == from.port();
         let at_remote = self.remote.is_some_and(|remote| is_at(remote.addr));
         let moving = self.moving.as_ref().map(|moving| (moving.cause, is_at(moving.to.addr)));
