@@ -117,6 +117,33 @@ fn who_knows_all_numbers_cannot_pull_away_a_stream_whose_peer_answers() {
 }
 
 #[test]
+fn a_stranger_is_not_even_asked_while_the_peer_is_heard() {
+    let mut pair = Pair::connected(16, slow(0.0));
+    pair.sides[0].to_write = bytes(LENGTH);
+    for _ in 0..80 {
+        pair.pass(SECOND / 20);
+        (0..2).for_each(|index| forge_from(&mut pair, index, address(66, 6)));
+    }
+    assert_eq!(pair.astray, 0);
+}
+
+#[test]
+fn who_only_repeats_what_was_said_before_cannot_take_a_stream_whose_peer_is_silent() {
+    let mut pair = Pair::connected(17, slow(0.0)).stays_open();
+    pair.sides[0].to_write = bytes(LENGTH);
+    pair.pass(2 * SECOND);
+    let said = pair.sides[1].said.unwrap().encode();
+    let real = pair.sides[1].addr;
+    pair.sides[1].is_alive = false;
+    for _ in 0..160 {
+        pair.pass(SECOND / 20);
+        pair.inject(0, address(66, 6), &said);
+        assert_eq!(pair.sides[0].machine.remote_addr(), Some(real));
+    }
+    assert!(pair.astray > 2, "it was never asked");
+}
+
+#[test]
 fn a_stream_that_was_pulled_away_while_its_peer_was_silent_comes_back() {
     let mut pair = Pair::connected(12, slow(0.0)).stays_open();
     pair.sides[0].to_write = bytes(LENGTH);
