@@ -63,7 +63,7 @@ for (const target of positionals.length > 0 ? positionals : targets) {
   for (const directory of [found, artifacts, kept]) mkdirSync(directory, { recursive: true })
   run(
     join(built, host, 'release', target),
-    [found, kept, `-max_total_time=${seconds}`, '-max_len=2048', '-timeout=20', '-print_final_stats=1', `-artifact_prefix=${artifacts}/`],
+    [found, kept, `-max_total_time=${seconds}`, '-max_len=2048', '-timeout=120', '-print_final_stats=1', `-artifact_prefix=${artifacts}/`],
     { cwd: folder }
   )
 }
