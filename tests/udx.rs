@@ -3,10 +3,13 @@
 #![allow(clippy::unwrap_used)] // a failing unwrap is a failing test
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use alex_p2p::udx::header::Header;
 use alex_p2p::udx::{CloseReason, StreamOptions, Udx, UdxSocket, UdxStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -217,6 +220,120 @@ async fn a_destroy_from_elsewhere_is_ignored() {
     }
     left.write_all(b"hello").await.unwrap();
     exchange_word(&mut left, right).await;
+}
+
+/// Sends so many forged packets of every kind for the streams `ids` to `victim`.
+async fn flood(ids: [u32; 2], victim: SocketAddr, count: u32) {
+    let stranger = End::local();
+    for sent in 0..count {
+        let noise = sent.wrapping_mul(0x9e37_79b9);
+        let header = Header {
+            kind: [0, 1, 2, 3, 4, 16, 32, 255][sent as usize % 8],
+            data_offset: 0,
+            stream_id: ids[(sent / 8) as usize % 2],
+            window: noise,
+            // The numbers of a stream begin at zero: many of these are near.
+            seq: noise >> (sent % 32),
+            ack: noise.rotate_left(7) >> (sent / 32 % 32),
+        };
+        let packet = [&header.encode()[..], &noise.to_le_bytes(), &[0; 60]].concat();
+        // A full buffer only means that the flood is one.
+        let _ = stranger.socket.send_datagram(&packet, victim);
+        if sent % 32 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_goes_on_under_a_flood_of_forged_packets() {
+    let (a, b) = (End::local(), End::local());
+    let (mut left, mut right) = connect(&a, &b);
+    let ids = [right.local_id(), !right.local_id()];
+    let flood = tokio::spawn(flood(ids, b.socket.local_addr(), 100_000));
+    let block = bytes(100_000);
+    let write = async {
+        let mut blocks = 0;
+        while !flood.is_finished() {
+            left.write_all(&block).await.unwrap();
+            blocks += 1;
+        }
+        left.shutdown().await.unwrap();
+        blocks
+    };
+    let read = async {
+        let (mut blocks, mut buffer) = (0, vec![0; block.len()]);
+        while right.read_exact(&mut buffer).await.is_ok() {
+            assert!(buffer == block);
+            blocks += 1;
+        }
+        blocks
+    };
+    let (written, read) = timeout(PATIENCE, async { tokio::join!(write, read) }).await.unwrap();
+    assert_eq!(written, read);
+    assert!(written > 10, "{written} blocks are no transfer");
+    flood.await.unwrap();
+}
+
+/// A NAT: what `inside` sends to `front` goes to `outside` from `mapping`, and back.
+async fn translate(
+    front: Arc<UdpSocket>,
+    mapping: Arc<UdpSocket>,
+    inside: SocketAddr,
+    outside: SocketAddr,
+) {
+    let (mut out, mut back) = (vec![0; 2048], vec![0; 2048]);
+    loop {
+        tokio::select! {
+            Ok(length) = front.recv(&mut out) => {
+                let _ = mapping.send_to(&out[..length], outside).await;
+            }
+            Ok(length) = mapping.recv(&mut back) => {
+                let _ = front.send_to(&back[..length], inside).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_goes_on_when_a_nat_gives_the_other_side_another_port() {
+    let (a, b) = (End::local(), End::local());
+    let (left, mut right) = (a.stream(), b.stream());
+    let localhost = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let (inside, outside) = (a.socket.local_addr(), b.socket.local_addr());
+    // What `left` knows as the other side stays; what the other side sees of it changes.
+    let [front, first, second] = [(); 3].map(|()| std::net::UdpSocket::bind(localhost).unwrap());
+    let [front, first, second] = [front, first, second].map(|socket| {
+        socket.set_nonblocking(true).unwrap();
+        Arc::new(UdpSocket::from_std(socket).unwrap())
+    });
+    let (seen, then) = (first.local_addr().unwrap(), second.local_addr().unwrap());
+    left.connect(&a.socket, right.local_id(), front.local_addr().unwrap());
+    right.connect(&b.socket, left.local_id(), seen);
+    let nat = tokio::spawn(translate(Arc::clone(&front), first, inside, outside));
+
+    let (_, mut writer) = tokio::io::split(left);
+    let length = 200_000;
+    let write = tokio::spawn(async move {
+        for part in bytes(length).chunks(2_000) {
+            writer.write_all(part).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        writer.shutdown().await.unwrap();
+    });
+    let mut received = vec![0; length];
+    let (before, after) = received.split_at_mut(length / 2);
+    timeout(PATIENCE, right.read_exact(before)).await.unwrap().unwrap();
+    nat.abort();
+    let _ = nat.await;
+    let rebound = Instant::now();
+    let nat = tokio::spawn(translate(front, second, inside, outside));
+    timeout(PATIENCE, right.read_exact(after)).await.unwrap().unwrap();
+    assert!(received == bytes(length));
+    assert!(rebound.elapsed() < Duration::from_secs(10), "{:?}", rebound.elapsed());
+    assert_eq!(right.remote_addr(), Some(then));
+    timeout(PATIENCE, write).await.unwrap().unwrap();
+    nat.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,6 +2,7 @@
 
 import assert from 'node:assert/strict'
 import { createHash, randomBytes } from 'node:crypto'
+import { createSocket } from 'node:dgram'
 import { describe, test } from 'node:test'
 
 import UDX from 'udx-native'
@@ -179,6 +180,51 @@ test('both sides move to other sockets while bytes go both ways', async (t) => {
   stream.end()
   assert.equal((await arriving).hash, (await ours.next('sent')).hash)
   assert.equal((await ours.next('received')).hash, hash)
+})
+
+/** A NAT in front of npm's socket: the address npm sends to, and another mapping on demand. */
+async function nat(t, inside, outside) {
+  const front = await datagramSocket(t)
+  let mapping
+  front.on('message', (packet) => mapping.send(packet, outside, '127.0.0.1'))
+  const rebind = async () => {
+    mapping?.removeAllListeners('message')
+    mapping = await datagramSocket(t)
+    mapping.on('message', (packet) => front.send(packet, inside, '127.0.0.1'))
+    return mapping.address().port
+  }
+  return { port: front.address().port, mapped: await rebind(), rebind }
+}
+
+async function datagramSocket(t) {
+  const socket = createSocket('udp4')
+  socket.bind(0, '127.0.0.1')
+  await event(socket, 'listening')
+  t.after(() => socket.close())
+  return socket
+}
+
+test('npm is followed when its NAT gives it another port', async (t) => {
+  const js = javascriptSocket(t)
+  const ours = startInterop(t, ['udx'])
+  const { port } = await ours.next('ready')
+  ours.send({ do: 'stream' })
+  const { id } = await ours.next('stream')
+  const between = await nat(t, js.port, port)
+  const stream = javascriptStream(js)
+  stream.connect(js.socket, id, between.port)
+  ours.send({ do: 'connect', remoteId: stream.id, host: '127.0.0.1', port: between.mapped })
+  ours.send({ do: 'receive', bytes: 100_000 })
+  const first = await send(stream, 100_000)
+  assert.equal((await ours.next('received')).hash, first)
+  await between.rebind()
+  const arriving = received(stream, 100_000)
+  ours.send({ do: 'receive', bytes: 400_000 })
+  const second = await send(stream, 400_000)
+  assert.equal((await ours.next('received')).hash, second)
+  ours.send({ do: 'send', bytes: 100_000 })
+  assert.equal((await arriving).hash, (await ours.next('sent')).hash)
+  stream.end()
 })
 
 /** A process with one stream of npm's, to be killed. */

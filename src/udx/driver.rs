@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use tokio::sync::{Notify, watch};
 
-use super::machine::Machine;
+use super::machine::{Machine, Transmit};
 use super::socket::{Inner, UdxSocket, canonical};
 use super::stream::{CloseReason, StreamOptions};
 use super::table::Udx;
@@ -45,7 +45,7 @@ pub(super) struct State {
     /// The task has been woken and has not looked yet.
     is_woken: bool,
     /// What the kernel did not take.
-    blocked: Option<(Vec<u8>, Option<usize>)>,
+    blocked: Option<(Vec<u8>, Transmit)>,
     is_listed: bool,
 }
 
@@ -113,15 +113,16 @@ impl Shared {
 
     pub(super) fn change_remote(&self, socket: &UdxSocket, id: u32, remote: SocketAddr) -> bool {
         let mut state = lock(&self.state);
+        // A way that was given and has not answered is forgotten, with its socket.
+        let keeps_previous = state.machine.is_on_previous();
         if !state.machine.change_remote(Instant::now(), canonical(remote), id) {
             return false;
         }
-        let moved = state.socket.as_ref().is_some_and(|before| !before.is_same(socket));
-        let before = if moved {
-            let before = state.socket.replace(socket.clone());
-            std::mem::replace(&mut state.previous_socket, before)
+        let newest = state.socket.replace(socket.clone());
+        let before = if keeps_previous {
+            newest
         } else {
-            None
+            std::mem::replace(&mut state.previous_socket, newest)
         };
         state.blocked = None;
         self.flush(&mut state);
@@ -217,11 +218,14 @@ impl Shared {
 
     fn flush(&self, state: &mut State) {
         if let Some(socket) = &state.socket {
-            if let Some(blocked) = state.blocked.take() {
-                state.blocked = send(socket, &state.machine, blocked.0, blocked.1);
+            let previous = state.previous_socket.as_ref().unwrap_or(socket);
+            let sockets = Sockets { newest: socket, previous };
+            if let Some((batch, transmit)) = state.blocked.take() {
+                let result = sockets.send(&batch, transmit);
+                state.blocked = would_block(result).then_some((batch, transmit));
             }
             if state.blocked.is_none() {
-                state.blocked = transmit(socket, &mut state.machine);
+                state.blocked = sockets.transmit(&mut state.machine);
             }
         }
         self.notify(state);
@@ -265,8 +269,10 @@ impl Shared {
                     return;
                 }
                 state.armed = state.machine.deadline();
+                let blocks_previous = state.blocked.as_ref().is_some_and(|(_, to)| to.is_previous);
+                let previous = state.previous_socket.as_ref().filter(|_| blocks_previous);
                 // Gone between two looks, and released by whoever ended it.
-                let Some(socket) = state.socket.clone() else { return };
+                let Some(socket) = previous.or(state.socket.as_ref()).cloned() else { return };
                 (socket, state.armed, state.blocked.is_some())
             };
             let timer = async {
@@ -293,29 +299,31 @@ impl Drop for Shared {
     }
 }
 
-/// Sends what the machine has; returns what the kernel did not take.
-fn transmit(socket: &UdxSocket, machine: &mut Machine) -> Option<(Vec<u8>, Option<usize>)> {
-    BATCH.with_borrow_mut(|batch| {
-        loop {
-            batch.clear();
-            let size = |size| socket.batch(size);
-            let transmit = machine.poll_transmit(Instant::now(), size, batch)?;
-            let remote = machine.remote_addr()?;
-            if would_block(socket.transmit(remote, batch, transmit.segment)) {
-                return Some((batch.clone(), transmit.segment));
-            }
-        }
-    })
+/// The sockets that packets go over.
+struct Sockets<'a> {
+    newest: &'a UdxSocket,
+    previous: &'a UdxSocket,
 }
 
-fn send(
-    socket: &UdxSocket,
-    machine: &Machine,
-    batch: Vec<u8>,
-    segment: Option<usize>,
-) -> Option<(Vec<u8>, Option<usize>)> {
-    let remote = machine.remote_addr()?;
-    would_block(socket.transmit(remote, &batch, segment)).then_some((batch, segment))
+impl Sockets<'_> {
+    /// Sends what the machine has; returns what the kernel did not take.
+    fn transmit(&self, machine: &mut Machine) -> Option<(Vec<u8>, Transmit)> {
+        BATCH.with_borrow_mut(|batch| {
+            loop {
+                batch.clear();
+                let size = |size| self.newest.batch(size);
+                let transmit = machine.poll_transmit(Instant::now(), size, batch)?;
+                if would_block(self.send(batch, transmit)) {
+                    return Some((batch.clone(), transmit));
+                }
+            }
+        })
+    }
+
+    fn send(&self, batch: &[u8], transmit: Transmit) -> io::Result<()> {
+        let socket = if transmit.is_previous { self.previous } else { self.newest };
+        socket.transmit(transmit.destination, batch, transmit.segment)
+    }
 }
 
 /// Any other error is as good as a lost packet: too large for the interface, no route just now.

@@ -2,43 +2,50 @@
 //! `process_packet`).
 
 /// Bytes of the fixed header.
-pub(super) const HEADER_SIZE: usize = 20;
+pub const HEADER_SIZE: usize = 20;
 
 /// At most this many SACK ranges are written or read a packet (libudx: `UDX_MAX_SACKS`).
-pub(super) const MAX_SACKS: usize = 50;
+pub const MAX_SACKS: usize = 50;
 
 const MAGIC: u8 = 0xff;
 const VERSION: u8 = 1;
 
 /// Packet type flags.
-pub(super) mod flags {
-    pub(in crate::udx) const DATA: u8 = 1;
-    pub(in crate::udx) const END: u8 = 2;
-    pub(in crate::udx) const SACK: u8 = 4;
+pub mod flags {
+    /// Carries payload.
+    pub const DATA: u8 = 1;
+    /// The sender's half ends with this packet.
+    pub const END: u8 = 2;
+    /// Ranges that arrived early stand behind the header.
+    pub const SACK: u8 = 4;
     // 8 is MESSAGE, unreliable: its payload is dropped, its acknowledgement counts.
-    pub(in crate::udx) const DESTROY: u8 = 16;
-    pub(in crate::udx) const HEARTBEAT: u8 = 32;
+    /// The stream is over on the sender's side.
+    pub const DESTROY: u8 = 16;
+    /// Asks for an acknowledgement: is anybody there, how large is the window.
+    pub const HEARTBEAT: u8 = 32;
 }
 
 /// The fixed header. Sequence numbers count packets, not bytes, and wrap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Header {
+pub struct Header {
     /// Which of [`flags`] the packet has.
-    pub(super) kind: u8,
+    pub kind: u8,
     /// Bytes between the header and the payload: SACK ranges or a probe's padding.
-    pub(super) data_offset: u8,
+    pub data_offset: u8,
     /// The receiver's own id of the stream.
-    pub(super) stream_id: u32,
+    pub stream_id: u32,
     /// How many bytes the sender can still take.
-    pub(super) window: u32,
-    pub(super) seq: u32,
+    pub window: u32,
+    /// The packet's own number; of packets without DATA and END, that of the next that has one.
+    pub seq: u32,
     /// The next packet the sender expects.
-    pub(super) ack: u32,
+    pub ack: u32,
 }
 
 impl Header {
     /// The header on the wire.
-    pub(super) fn encode(&self) -> [u8; HEADER_SIZE] {
+    #[must_use]
+    pub fn encode(&self) -> [u8; HEADER_SIZE] {
         let mut out = [0; HEADER_SIZE];
         out[0] = MAGIC;
         out[1] = VERSION;
@@ -53,7 +60,8 @@ impl Header {
 }
 
 /// The stream id of what looks like a UDX packet. Anything else is a datagram of another protocol.
-pub(super) fn stream_id(packet: &[u8]) -> Option<u32> {
+#[must_use]
+pub fn stream_id(packet: &[u8]) -> Option<u32> {
     match packet {
         [MAGIC, VERSION, _, _, a, b, c, d, rest @ ..] if rest.len() >= HEADER_SIZE - 8 => {
             Some(u32::from_le_bytes([*a, *b, *c, *d]))
@@ -64,15 +72,19 @@ pub(super) fn stream_id(packet: &[u8]) -> Option<u32> {
 
 /// A packet taken apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Packet<'a> {
-    pub(super) header: Header,
-    pub(super) payload: &'a [u8],
+pub struct Packet<'a> {
+    /// The fixed header.
+    pub header: Header,
+    /// What follows SACK ranges and padding.
+    pub payload: &'a [u8],
     sacks: &'a [u8],
 }
 
 impl<'a> Packet<'a> {
     /// Takes `bytes` apart. `None` when they are no UDX packet or the data offset points past the end.
-    pub(super) fn decode(bytes: &'a [u8]) -> Option<Self> {
+    /// Nothing is copied or allocated.
+    #[must_use]
+    pub fn decode(bytes: &'a [u8]) -> Option<Self> {
         let stream_id = stream_id(bytes)?;
         let (head, rest) = bytes.split_at_checked(HEADER_SIZE)?;
         let word = |at: usize| {
@@ -97,12 +109,14 @@ impl<'a> Packet<'a> {
         Some(Self { header, payload, sacks })
     }
 
-    pub(super) const fn has(&self, flag: u8) -> bool {
+    /// Whether it has one of the [`flags`] in `flag`.
+    #[must_use]
+    pub const fn has(&self, flag: u8) -> bool {
         self.header.kind & flag != 0
     }
 
-    /// The acknowledged ranges `start..end`, as they came: neither sorted nor checked.
-    pub(super) fn sacks(&self) -> impl Iterator<Item = (u32, u32)> + 'a {
+    /// The acknowledged ranges `start..end`, at most [`MAX_SACKS`], as they came: neither sorted nor checked.
+    pub fn sacks(&self) -> impl Iterator<Item = (u32, u32)> + 'a {
         self.sacks.chunks_exact(8).take(MAX_SACKS).filter_map(|pair| {
             let (start, end) = pair.split_at_checked(4)?;
             Some((
@@ -114,13 +128,15 @@ impl<'a> Packet<'a> {
 }
 
 /// The full number nearest to `near` whose low 32 bits are `wire`. `None` below zero.
-pub(super) fn expand(near: u64, wire: u32) -> Option<u64> {
+#[must_use]
+pub fn expand(near: u64, wire: u32) -> Option<u64> {
     let difference = wire.wrapping_sub(near as u32) as i32;
     near.checked_add_signed(i64::from(difference))
 }
 
 /// The low 32 bits: how a sequence number stands on the wire.
-pub(super) const fn wire(seq: u64) -> u32 {
+#[must_use]
+pub const fn wire(seq: u64) -> u32 {
     seq as u32
 }
 

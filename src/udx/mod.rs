@@ -9,9 +9,9 @@
 mod bbr;
 mod bytequeue;
 mod driver;
-mod header;
+pub mod header;
 mod incoming;
-mod machine;
+pub mod machine;
 mod mtu;
 mod outgoing;
 mod pacer;

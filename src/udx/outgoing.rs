@@ -15,6 +15,9 @@ use super::rate::SentState;
 /// Packets that may be unacknowledged at once: the other side must be able to hold them.
 const MAX_PACKETS: usize = 8192;
 
+/// Transmissions of one packet whose traces are kept at once.
+const MAX_TRANSMISSIONS: usize = 4;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     OnItsWay,
@@ -125,6 +128,22 @@ impl Outgoing {
         self.unacked_payload = 0;
     }
 
+    /// Bytes held, tables included.
+    pub(super) fn held(&self) -> usize {
+        self.bytes.len()
+            + self.packets.len() * size_of::<SentPacket>()
+            + self.order.len() * size_of::<(u64, u64)>()
+            + self.lost.len() * size_of::<u64>()
+            + self.delivered.len() * size_of::<Range<u64>>()
+    }
+
+    /// The most that [`Self::held`] gives when no more than `bytes` may be written.
+    pub(super) fn held_max(bytes: usize) -> usize {
+        let a_packet = size_of::<SentPacket>() + size_of::<Range<u64>>();
+        let a_transmission = size_of::<(u64, u64)>() + size_of::<u64>();
+        bytes + MAX_PACKETS * (a_packet + MAX_TRANSMISSIONS * a_transmission)
+    }
+
     /// No more will be written.
     pub(super) fn finish(&mut self) {
         if self.end == End::Open {
@@ -182,6 +201,11 @@ impl Outgoing {
         self.unsent
     }
 
+    /// Transmissions so far.
+    pub(super) const fn transmissions(&self) -> u64 {
+        self.transmissions
+    }
+
     /// Packets that arrived ahead of an earlier one.
     pub(super) const fn delivered_early(&self) -> usize {
         self.delivered_early
@@ -207,6 +231,11 @@ impl Outgoing {
         } else {
             (self.end == End::Queued && self.unsent() == 0).then_some((0, true))
         }
+    }
+
+    /// Whether a packet without bytes may be sent now. After the END nothing may.
+    pub(super) fn may_challenge(&self) -> bool {
+        self.end != End::Sent && self.packets.len() < MAX_PACKETS
     }
 
     /// Notes that the next new packet goes out, and returns its number.

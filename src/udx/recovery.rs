@@ -128,6 +128,12 @@ impl Recovery {
         Some(rtt)
     }
 
+    /// A packet was delivered that does not measure the present path.
+    pub(super) fn on_delivered_elsewhere(&mut self, packet: &SentPacket) {
+        self.timeouts = 0;
+        self.highest = self.highest.max(packet.seq + 1);
+    }
+
     /// Everything before `ack` arrived. True when that ends a recovery.
     pub(super) fn on_ack(&mut self, ack: u64) -> bool {
         if self.probe.is_some_and(|seq| ack > seq) {

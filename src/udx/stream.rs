@@ -101,7 +101,8 @@ impl UdxStream {
 
     /// Connects the stream, once; later calls change nothing. What was written before goes out now.
     ///
-    /// From here on only packets from `remote` count.
+    /// From here on only packets from `remote` count. When its address changes (a NAT forgot it, its network
+    /// is another), the stream follows once `remote` is silent and only the newcomer answers.
     pub fn connect(&self, socket: &UdxSocket, remote_id: u32, remote: SocketAddr) {
         self.shared.connect(socket, remote_id, remote);
     }
@@ -175,7 +176,8 @@ impl StreamHandle {
     /// from a relay to the direct path, for example. Nothing that is on its way is lost by it.
     /// False when the stream is not connected.
     ///
-    /// Packets from the address before count for another 10 s.
+    /// The way before is used until a packet came over the new one, and packets that still come over it
+    /// count for 10 s after the last. A way that does not answer for half a minute is forgotten.
     pub fn change_remote(&self, socket: &UdxSocket, remote_id: u32, remote: SocketAddr) -> bool {
         self.shared.change_remote(socket, remote_id, remote)
     }

@@ -1,19 +1,27 @@
 //! The state machine of a stream: packets and the time in, packets and timers out.
 //!
 //! It knows no socket and no clock, so that two of them can be driven over a simulated link
-//! (`simulation`). After anything was put in, [`Machine::poll_transmit`] is called until it gives
-//! nothing more, then [`Machine::deadline`] says when to call [`Machine::handle_timeout`].
+//! (`tests/simulation`) or by a fuzzer (`fuzz`). Whoever drives one
+//!
+//! - gives it packets ([`Machine::handle_packet`]), bytes ([`Machine::write`]) and the program's wishes;
+//! - then sends what [`Machine::poll_transmit`] gives, until that is nothing;
+//! - then calls [`Machine::handle_timeout`] when [`Machine::deadline`] has come, and begins again.
+//!
+//! The time never goes backwards from call to call. What always holds, whatever packets arrive: nothing
+//! panics; [`Machine::read`] gives a prefix of what the other side wrote; no more than
+//! [`Machine::held_max`] bytes are held; a stream whose other side is silent closes.
 
+mod moving;
 mod receive;
-#[cfg(test)]
-mod simulation;
 mod timers;
 mod transmit;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use self::moving::{Move, Previous, Remote};
 use self::timers::Liveness;
+pub use self::transmit::Transmit;
 use super::bbr::Bbr;
 use super::incoming::Incoming;
 use super::mtu::MtuSearch;
@@ -31,10 +39,10 @@ const MIN_SEND_BUFFER: usize = 256 << 10;
 const MAX_KEPT: usize = 64;
 /// Longer packets are not kept (bytes).
 const MAX_KEPT_SIZE: usize = 2048;
+/// What such a packet costs besides its bytes.
+const KEPT_COST: usize = 64;
 /// A closed stream answers for so long, so that the other side hears how it ended.
 const LINGER: Duration = Duration::from_secs(10);
-/// Packets from where the other side was count for so long after it moved.
-const PREVIOUS_REMOTE: Duration = Duration::from_secs(10);
 /// What was written before the stream was let go has so long to arrive.
 const DETACHED_FLUSH: Duration = Duration::from_secs(30);
 /// After that the other side has so long to end its half.
@@ -53,21 +61,21 @@ enum Phase {
     Gone,
 }
 
-/// The other side, once known.
-#[derive(Debug, Clone, Copy)]
-struct Remote {
-    addr: SocketAddr,
-    id: u32,
-}
-
 /// A stream without its socket.
 #[derive(Debug)]
-pub(super) struct Machine {
+pub struct Machine {
+    id: u32,
     phase: Phase,
     closed: Option<CloseReason>,
     remote: Option<Remote>,
-    /// Where the other side was before it moved, and how long packets from there still count.
-    previous: Option<(SocketAddr, Instant)>,
+    previous: Option<Previous>,
+    moving: Option<Move>,
+    /// How often the program changed the way to the other side.
+    generation: u32,
+    /// Transmissions before this path: their acknowledgements do not measure it.
+    path_begins_at: u64,
+    /// Earlier no stranger is taken for the other side.
+    newcomers_from: Instant,
     incoming: Incoming,
     outgoing: Outgoing,
     recovery: Recovery,
@@ -103,13 +111,20 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(now: Instant, id: u32, options: &StreamOptions) -> Self {
+    /// A stream that is not connected, known to the other side as `id`.
+    #[must_use]
+    pub fn new(now: Instant, id: u32, options: &StreamOptions) -> Self {
         let mtu = MtuSearch::new(true);
         Self {
+            id,
             phase: Phase::Unconnected,
             closed: None,
             remote: None,
             previous: None,
+            moving: None,
+            generation: 0,
+            path_begins_at: 0,
+            newcomers_from: now,
             incoming: Incoming::new(options.receive_window),
             outgoing: Outgoing::new(options.send_buffer.min(MIN_SEND_BUFFER)),
             recovery: Recovery::new(),
@@ -140,12 +155,12 @@ impl Machine {
 
     /// Makes the other side known: what was written goes out, packets that came before are processed.
     /// False when the stream was connected or closed before.
-    pub(super) fn connect(&mut self, now: Instant, addr: SocketAddr, id: u32) -> bool {
+    pub fn connect(&mut self, now: Instant, addr: SocketAddr, id: u32) -> bool {
         if self.phase != Phase::Unconnected {
             return false;
         }
         self.phase = Phase::Connected;
-        self.remote = Some(Remote { addr, id });
+        self.remote = Some(Remote { addr, id, generation: 0 });
         self.mtu = MtuSearch::new(addr.is_ipv4());
         self.liveness = Liveness::new(now);
         // Whoever accepts a connection may have nothing to say, and the other side may wait for its first
@@ -157,64 +172,48 @@ impl Machine {
         true
     }
 
-    /// Sends to `addr` from now on (libudx: `udx_stream_change_remote`). What is known of the path starts
-    /// over. False when the stream is not connected.
-    pub(super) fn change_remote(&mut self, now: Instant, addr: SocketAddr, id: u32) -> bool {
-        let Some(before) = self.remote.filter(|_| self.phase == Phase::Connected) else {
-            return false;
-        };
-        self.previous = Some((before.addr, now + PREVIOUS_REMOTE));
-        self.remote = Some(Remote { addr, id });
-        self.mtu = MtuSearch::new(addr.is_ipv4());
-        self.congestion = Bbr::new(now, self.mtu.packet_size() as u64, id);
-        // The other side learns the new address from a packet.
-        self.heartbeat_due = true;
-        true
-    }
-
-    fn is_from_remote(&self, now: Instant, from: SocketAddr) -> bool {
-        let previous = self.previous.filter(|(_, until)| now < *until).map(|(addr, _)| addr);
-        let mut known = self.remote.map(|remote| remote.addr).into_iter().chain(previous);
-        known.any(|addr| addr.ip() == from.ip() && addr.port() == from.port())
-    }
-
     /// Takes bytes to send; zero when there is no room.
-    pub(super) fn write(&mut self, data: &[u8]) -> usize {
+    pub fn write(&mut self, data: &[u8]) -> usize {
         self.outgoing.write(data)
     }
 
     /// Bytes that [`Self::write`] would take.
-    pub(super) fn room(&self) -> usize {
+    #[must_use]
+    pub fn room(&self) -> usize {
         self.outgoing.room()
     }
 
     /// Ends this half once everything written is sent.
-    pub(super) fn finish(&mut self) {
+    pub fn finish(&mut self) {
         self.outgoing.finish();
     }
 
     /// Whether [`Self::finish`] was called.
-    pub(super) fn is_finished(&self) -> bool {
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
         self.outgoing.is_finished()
     }
 
     /// Whether everything written, and the END, has arrived.
-    pub(super) const fn is_flushed(&self) -> bool {
+    #[must_use]
+    pub const fn is_flushed(&self) -> bool {
         self.flushed
     }
 
     /// Whether there is so much room that a waiting writer is worth waking.
-    pub(super) fn has_room(&self) -> bool {
+    #[must_use]
+    pub fn has_room(&self) -> bool {
         self.room() * 4 >= self.send_buffer.min(MIN_SEND_BUFFER)
     }
 
     /// Whether [`Self::read`] left something to send: a window worth announcing.
-    pub(super) const fn has_news(&self) -> bool {
+    #[must_use]
+    pub const fn has_news(&self) -> bool {
         self.ack_due
     }
 
     /// Moves received bytes out, as many as fit.
-    pub(super) fn read(&mut self, out: &mut [u8]) -> usize {
+    pub fn read(&mut self, out: &mut [u8]) -> usize {
         let read = self.incoming.read(out);
         if self.phase == Phase::Connected && self.incoming.window_update_due() {
             self.ack_due = true;
@@ -223,17 +222,19 @@ impl Machine {
     }
 
     /// Bytes that wait for [`Self::read`].
-    pub(super) fn available(&self) -> usize {
+    #[must_use]
+    pub fn available(&self) -> usize {
         self.incoming.available()
     }
 
     /// Whether the other side has ended its half and everything before that has arrived.
-    pub(super) fn has_ended(&self) -> bool {
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
         self.incoming.has_ended()
     }
 
     /// Ends the stream at once and tells the other side.
-    pub(super) fn destroy(&mut self, now: Instant) {
+    pub fn destroy(&mut self, now: Instant) {
         if self.closed.is_none() {
             self.destroy_due = self.phase == Phase::Connected;
             self.close(now, CloseReason::Destroyed);
@@ -242,7 +243,7 @@ impl Machine {
 
     /// Nobody holds the stream any more. What was written and ended still arrives; anything else is
     /// destroyed.
-    pub(super) fn detach(&mut self, now: Instant) {
+    pub fn detach(&mut self, now: Instant) {
         if self.closed.is_some() {
             self.incoming.discard();
         } else if self.phase == Phase::Connected && self.is_finished() {
@@ -255,7 +256,7 @@ impl Machine {
     }
 
     /// The socket is gone: whatever is due goes out now or never.
-    pub(super) fn abandon(&mut self, now: Instant) {
+    pub fn abandon(&mut self, now: Instant) {
         if self.closed.is_none() {
             self.destroy_due = self.phase == Phase::Connected;
             self.close(now, CloseReason::SocketClosed);
@@ -276,6 +277,7 @@ impl Machine {
             _ => Phase::Gone,
         };
         self.kept.clear();
+        self.moving = None;
         // What has arrived, or cannot any more, need not be held.
         self.bytes_sent = self.outgoing.sent();
         self.outgoing.clear();
@@ -297,30 +299,53 @@ impl Machine {
     }
 
     /// Why the stream is closed, if it is.
-    pub(super) const fn closed(&self) -> Option<CloseReason> {
+    #[must_use]
+    pub const fn closed(&self) -> Option<CloseReason> {
         self.closed
     }
 
     /// Whether the machine will never send or receive anything again.
-    pub(super) fn is_gone(&self) -> bool {
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
         self.phase == Phase::Gone
     }
 
-    pub(super) fn is_connected(&self) -> bool {
+    /// Whether the other side has been made known.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
         self.phase != Phase::Unconnected && self.remote.is_some()
     }
 
     /// Where packets go.
-    pub(super) fn remote_addr(&self) -> Option<SocketAddr> {
+    #[must_use]
+    pub fn remote_addr(&self) -> Option<SocketAddr> {
         self.remote.map(|remote| remote.addr)
     }
 
+    /// Bytes held in buffers and tables, about: what must stay bounded whatever the other side sends.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        let kept: usize = self.kept.iter().map(|(_, packet)| packet.len() + KEPT_COST).sum();
+        self.incoming.held() + self.outgoing.held() + kept
+    }
+
+    /// The most that [`Self::held`] ever gives, by the options of the stream.
+    #[must_use]
+    pub fn held_max(&self) -> usize {
+        self.incoming.held_max()
+            + Outgoing::held_max(self.send_buffer)
+            + MAX_KEPT * (MAX_KEPT_SIZE + KEPT_COST)
+    }
+
     /// The smoothed round-trip time; zero before the first measurement.
-    pub(super) fn rtt(&self) -> Duration {
+    #[must_use]
+    pub fn rtt(&self) -> Duration {
         self.recovery.rtt.smoothed().unwrap_or_default()
     }
 
-    pub(super) fn stats(&self) -> StreamStats {
+    /// The stream's counters.
+    #[must_use]
+    pub fn stats(&self) -> StreamStats {
         StreamStats {
             bytes_sent: self.bytes_sent.max(self.outgoing.sent()),
             bytes_received: self.incoming.received(),

@@ -3,34 +3,43 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use super::moving::Numbers;
 use super::{MAX_KEPT, MAX_KEPT_SIZE, Machine, Phase};
 use crate::udx::header::{self, MAX_SACKS, Packet, flags};
 use crate::udx::rate::RateSample;
 use crate::udx::stream::CloseReason;
 
-/// A DESTROY further ahead than this is not believed.
-const MAX_DESTROY_AHEAD: u64 = 1 << 16;
+/// Packets whose numbers are further from the expected ones are not the other side's: neither keeps so
+/// many unacknowledged.
+const MAX_DISTANCE: u64 = 1 << 16;
 
 impl Machine {
-    /// Takes a packet with this stream's id.
+    /// Takes a packet.
     ///
-    /// Ignored: packets from another address than the other side's (for a while also the one it moved
-    /// away from), and those that acknowledge what was never sent. libudx takes packets from anywhere,
-    /// but an id is no secret from an observer, and a DESTROY ends a stream.
-    pub(in crate::udx) fn handle_packet(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
+    /// Ignored: packets for another stream, from another address than the other side's (unless it may have
+    /// moved: `moving`), with numbers far from the expected ones, and those that acknowledge what was never
+    /// sent. libudx takes packets from anywhere, but an id is no secret from an observer, and a DESTROY
+    /// ends a stream.
+    pub fn handle_packet(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
+        if header::stream_id(bytes) != Some(self.id) {
+            return;
+        }
         if self.remote.is_none() {
             self.keep(from, bytes);
             return;
         }
-        if !self.is_from_remote(now, from) || self.phase == Phase::Gone {
+        if self.phase == Phase::Gone {
             return;
         }
         let Some(packet) = Packet::decode(bytes) else { return };
-        let ack = header::expand(self.outgoing.first(), packet.header.ack).unwrap_or(0);
-        if ack > self.outgoing.next() && self.closed.is_none() {
+        let Some(numbers) = self.numbers(&packet) else { return };
+        if !self.is_from_remote(now, from) {
+            self.heard_stranger(now, from, &numbers);
             return;
         }
-        self.liveness.heard(now);
+        self.heard_from(now, from, &numbers);
+        let Numbers { seq, ack, .. } = numbers;
+        self.liveness.heard(now, packet.has(flags::DATA));
         if let Phase::Lingering { .. } = self.phase {
             self.answer_latecomer(&packet);
             return;
@@ -40,9 +49,8 @@ impl Machine {
             self.ack_due = true;
             return;
         }
-        let seq = header::expand(self.incoming.next(), packet.header.seq);
-        if let Some(seq) = seq.filter(|seq| *seq >= self.incoming.next()) {
-            if packet.has(flags::DESTROY) && seq - self.incoming.next() < MAX_DESTROY_AHEAD {
+        if seq >= self.incoming.next() {
+            if packet.has(flags::DESTROY) {
                 self.close(now, CloseReason::Reset);
                 return;
             }
@@ -55,8 +63,18 @@ impl Machine {
         if packet.has(flags::DATA | flags::END) {
             self.ack_due = true;
         }
-        self.handle_ack(now, &packet, ack, seq.unwrap_or(0));
+        self.handle_ack(now, &packet, ack, seq);
         self.close_if_ended(now);
+    }
+
+    /// The full sequence number and acknowledgement of a packet; `None` when the other side cannot have
+    /// sent it now or a moment ago.
+    fn numbers<'a>(&self, packet: &'a Packet<'a>) -> Option<Numbers<'a>> {
+        let (expected, first) = (self.incoming.next(), self.outgoing.first());
+        let seq = header::expand(expected, packet.header.seq)?;
+        let ack = header::expand(first, packet.header.ack)?;
+        let near = seq.abs_diff(expected) <= MAX_DISTANCE && first <= ack + MAX_DISTANCE;
+        (near && ack <= self.outgoing.next()).then_some(Numbers { seq, ack, packet })
     }
 
     fn keep(&mut self, from: SocketAddr, bytes: &[u8]) {
@@ -89,8 +107,13 @@ impl Machine {
         let mut sample = RateSample::default();
         let was_idle = self.outgoing.is_idle();
         let first = self.outgoing.first();
+        let path_begins_at = self.path_begins_at;
         let (recovery, rate, mtu) = (&mut self.recovery, &mut self.rate, &mut self.mtu);
         let mut delivered = |packet: &crate::udx::outgoing::SentPacket| {
+            if packet.index <= path_begins_at {
+                // It went another way, or went this way before it was known to be one.
+                return recovery.on_delivered_elsewhere(packet);
+            }
             if packet.is_probe {
                 mtu.on_probe_acked();
             }

@@ -8,6 +8,8 @@ use crate::udx::stream::CloseReason;
 
 /// A side that was silent for so long is asked whether it lives.
 const SILENCE: Duration = Duration::from_secs(4);
+/// Earlier when it was sending: its address may have changed, and only a packet from there can tell.
+const SILENCE_AFTER_DATA: Duration = Duration::from_secs(2);
 /// And again after so long.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// It is dead after so long without any answer, at least so many times asked.
@@ -22,26 +24,37 @@ pub(super) struct Liveness {
     heard_at: Instant,
     asked_at: Instant,
     asked: u32,
+    was_data: bool,
 }
 
 impl Liveness {
     pub(super) const fn new(now: Instant) -> Self {
-        Self { heard_at: now, asked_at: now, asked: 0 }
+        Self { heard_at: now, asked_at: now, asked: 0, was_data: false }
     }
 
-    pub(super) const fn heard(&mut self, now: Instant) {
+    pub(super) const fn heard(&mut self, now: Instant, is_data: bool) {
         self.heard_at = now;
         self.asked = 0;
+        self.was_data = is_data;
+    }
+
+    pub(super) fn is_silent(&self, now: Instant, since: Duration) -> bool {
+        now.saturating_duration_since(self.heard_at) >= since
     }
 
     fn deadline(&self) -> Instant {
-        if self.asked == 0 { self.heard_at + SILENCE } else { self.asked_at + ASK_EVERY }
+        match self.asked {
+            0 if self.was_data => self.heard_at + SILENCE_AFTER_DATA,
+            0 => self.heard_at + SILENCE,
+            _ => self.asked_at + ASK_EVERY,
+        }
     }
 }
 
 impl Machine {
     /// When [`Self::handle_timeout`] has something to do.
-    pub(in crate::udx) fn deadline(&self) -> Option<Instant> {
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Unconnected | Phase::Gone => None,
             Phase::Lingering { until } => Some(until),
@@ -50,6 +63,7 @@ impl Machine {
                 self.window_probe_at,
                 self.pace_at,
                 self.detached_until,
+                self.moving.as_ref().map(|moving| moving.next_at),
                 Some(self.liveness.deadline()),
             ]
             .into_iter()
@@ -59,7 +73,7 @@ impl Machine {
     }
 
     /// Does what is due at `now`.
-    pub(in crate::udx) fn handle_timeout(&mut self, now: Instant) {
+    pub fn handle_timeout(&mut self, now: Instant) {
         match self.phase {
             Phase::Lingering { until } if until <= now => self.phase = Phase::Gone,
             Phase::Connected => self.handle_connected_timeout(now),
@@ -88,6 +102,7 @@ impl Machine {
             self.window_probes += 1;
         }
         self.check_liveness(now);
+        self.check_move(now);
     }
 
     fn handle_retransmission_timeout(&mut self, now: Instant) {

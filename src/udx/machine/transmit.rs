@@ -1,15 +1,22 @@
 //! What a stream sends, and when.
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::{Machine, Phase, Remote};
+use super::moving::Remote;
+use super::{Machine, Phase};
 use crate::udx::header::{self, HEADER_SIZE, Header, flags};
 
 /// Packets written to the caller's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::udx) struct Transmit {
+#[non_exhaustive]
+pub struct Transmit {
+    /// Where they go.
+    pub destination: SocketAddr,
+    /// They go the way from before the last [`Machine::change_remote`]: over the socket of then.
+    pub is_previous: bool,
     /// The size of each packet but the last, which may be shorter; `None`: there is one packet.
-    pub(in crate::udx) segment: Option<usize>,
+    pub segment: Option<usize>,
 }
 
 /// What packet comes next.
@@ -19,9 +26,9 @@ enum Next {
 }
 
 impl Machine {
-    /// Writes the next packets to `out`, which is empty: one, or a batch of up to `batch` packets of one
-    /// size. `None` when nothing is to be sent now.
-    pub(in crate::udx) fn poll_transmit(
+    /// Writes the next packets to `out`, which is empty: one, or a batch of packets of one size, at most
+    /// `batch(size)` of them. `None` when nothing is to be sent now.
+    pub fn poll_transmit(
         &mut self,
         now: Instant,
         batch: impl Fn(usize) -> usize,
@@ -30,29 +37,32 @@ impl Machine {
         let remote = self.remote?;
         if std::mem::take(&mut self.destroy_due) {
             self.write_control(remote, flags::DESTROY, out);
-            return Some(Transmit { segment: None });
+            return Some(self.one(remote));
         }
         if matches!(self.phase, Phase::Unconnected | Phase::Gone) {
             return None;
         }
         if std::mem::take(&mut self.heartbeat_due) {
             self.write_control(remote, flags::HEARTBEAT, out);
-            return Some(Transmit { segment: None });
+            return Some(self.one(remote));
+        }
+        if let Some(transmit) = self.write_path_probe(now, out) {
+            return Some(transmit);
         }
         if std::mem::take(&mut self.end_due) {
             let seq = self.outgoing.next().saturating_sub(1);
             let header = self.header(remote, flags::END, seq);
             out.extend_from_slice(&header.encode());
-            return Some(Transmit { segment: None });
+            return Some(self.one(remote));
         }
         // With gaps to report the acknowledgement cannot ride on data.
         if self.ack_due && self.incoming.has_gaps() {
             self.write_ack(remote, out);
-            return Some(Transmit { segment: None });
+            return Some(self.one(remote));
         }
         if self.phase == Phase::Connected {
             if std::mem::take(&mut self.tail_probe_due) && self.write_tail_probe(now, remote, out) {
-                return Some(Transmit { segment: None });
+                return Some(self.one(remote));
             }
             if let Some(transmit) = self.write_batch(now, remote, batch, out) {
                 return Some(transmit);
@@ -60,12 +70,21 @@ impl Machine {
         }
         if self.ack_due {
             self.write_ack(remote, out);
-            return Some(Transmit { segment: None });
+            return Some(self.one(remote));
         }
         None
     }
 
-    fn header(&mut self, remote: Remote, kind: u8, seq: u64) -> Header {
+    /// One packet to `remote`.
+    pub(super) const fn one(&self, remote: Remote) -> Transmit {
+        Transmit {
+            destination: remote.addr,
+            is_previous: remote.generation < self.generation,
+            segment: None,
+        }
+    }
+
+    pub(super) fn header(&mut self, remote: Remote, kind: u8, seq: u64) -> Header {
         Header {
             kind,
             data_offset: 0,
@@ -76,7 +95,7 @@ impl Machine {
         }
     }
 
-    fn write_control(&mut self, remote: Remote, kind: u8, out: &mut Vec<u8>) {
+    pub(super) fn write_control(&mut self, remote: Remote, kind: u8, out: &mut Vec<u8>) {
         let header = self.header(remote, kind, self.outgoing.next());
         out.extend_from_slice(&header.encode());
     }
@@ -136,7 +155,7 @@ impl Machine {
                 _ => break,
             }
         }
-        Some(Transmit { segment: (count > 1).then_some(segment) })
+        Some(Transmit { segment: (count > 1).then_some(segment), ..self.one(remote) })
     }
 
     /// What to send if window and pace allow: first what was lost, then what is new.

@@ -1,0 +1,22 @@
+// `npm run test:long`: what takes too long for every `npm test`.
+//
+// The simulator over 10,000 seeds (500 otherwise) and with ten million forged packets; random inputs for
+// the fuzz targets; then ten minutes of fuzzing each. `npm run test:long -- --quick` leaves out the fuzzer.
+
+import { requireTools, run } from './toolchain.mjs'
+import { spawnSync } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
+
+requireTools()
+const test = (name, numbers) =>
+  run('cargo', ['test', '--locked', '--test', name, '--', '--nocapture'], {
+    env: { ...process.env, ...numbers }
+  })
+test('simulation', { SIMULATION_SEEDS: '10000', FORGED_PACKETS: '10000000' })
+test('fuzz_targets', { FUZZ_INPUTS: '200000' })
+
+if (!process.argv.includes('--quick')) {
+  const fuzz = fileURLToPath(new URL('fuzz.mjs', import.meta.url))
+  const { status } = spawnSync(process.execPath, [fuzz, '--seconds', '600'], { stdio: 'inherit' })
+  process.exit(status ?? 1)
+}
