@@ -192,7 +192,7 @@ async fn obey(mux: &Protomux, channels: &Channels, command: &Value) -> Result<()
             let mut messages = Vec::new();
             for message in command["messages"].as_array().ok_or("no messages")? {
                 let data = unhex(message["data"].as_str().unwrap_or_default())?;
-                messages.push((number(&message["kind"]), Bytes::from(data)));
+                messages.push((number(&message["kind"]), vec![Bytes::from(data)]));
             }
             channel()?.send_batch(&messages).await?;
         }

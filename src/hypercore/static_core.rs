@@ -5,7 +5,8 @@
 //! `{ prologue: { hash, length }, signers: [], quorum: 0 }`.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use blake2b_simd::Params;
 use blake2b_simd::many::{HashManyJob, degree, hash_many};
 
-use super::block_file::FileStamp;
+use super::block_file::{FileStamp, read_exact_at};
 use super::core::CancelOnDrop;
 use super::error::CoreError;
 use super::manifest::Manifest;
@@ -43,8 +44,8 @@ pub struct StaticTree {
     pub length: u64,
     /// The length in bytes.
     pub byte_length: u64,
-    /// All tree nodes, in no order.
-    pub nodes: Vec<Node>,
+    /// All tree nodes, by index.
+    pub nodes: Arc<Vec<Node>>,
     /// The file that was hashed.
     pub path: PathBuf,
     /// What it was when it was hashed.
@@ -69,33 +70,36 @@ impl StaticTree {
         progress: Option<&Progress>,
         cancelled: &AtomicBool,
     ) -> Result<Self, CoreError> {
-        let mut file = File::open(&path)?;
+        let file = File::open(&path)?;
         let stamp = FileStamp::of(&file)?;
         if stamp.size == 0 {
             return Err(CoreError::BlockSize(0));
         }
+        let blocks = stamp.size.div_ceil(BLOCK_SIZE);
         let mut tree = Batch::new(Roots::default());
-        let mut hasher = LeafHasher::new();
+        let mut nodes = Vec::with_capacity(usize::try_from(2 * blocks).unwrap_or_default());
+        let mut hasher = LeafHasher::new(&file, stamp.size);
         let mut told = 0;
-        loop {
+        while tree.roots.length < blocks {
             if cancelled.load(Ordering::Relaxed) {
                 return Err(CoreError::Cancelled);
             }
-            let end = hasher.round(&mut file, &mut tree)?;
+            for leaf in hasher.next(tree.roots.length)? {
+                tree.append_root(leaf).ok_or(CoreError::TooLong)?;
+            }
+            nodes.extend(tree.found.drain(..).map(|found| found.node));
             let done = tree.roots.byte_length;
             if let Some(progress) = progress
-                && (done - told >= 1 << 20 || end)
+                && (done - told >= 1 << 20 || done == stamp.size)
             {
                 told = done;
                 progress(done, stamp.size);
-            }
-            if end {
-                break;
             }
         }
         if tree.roots.byte_length != stamp.size || FileStamp::of(&file)? != stamp {
             return Err(CoreError::FileChanged);
         }
+        nodes.sort_unstable_by_key(|node| node.index);
         let hash = tree.roots.hash();
         let manifest = Manifest::fixed(hash, tree.roots.length);
         Ok(Self {
@@ -104,75 +108,103 @@ impl StaticTree {
             hash,
             length: tree.roots.length,
             byte_length: tree.roots.byte_length,
-            nodes: tree.found.iter().map(|found| found.node).collect(),
+            nodes: Arc::new(nodes),
             path,
             stamp,
         })
     }
 }
 
-/// Hashes as many blocks at a time as the processor has lanes for.
-struct LeafHasher {
+/// How many blocks one thread hashes before it joins the other.
+const STRETCH: u64 = 32;
+
+/// Hashes a file's blocks: as many side by side as the processor has lanes for, on two threads.
+struct LeafHasher<'a> {
+    file: &'a File,
+    size: u64,
+    lanes: [Lanes; 2],
+}
+
+impl<'a> LeafHasher<'a> {
+    fn new(file: &'a File, size: u64) -> Self {
+        Self { file, size, lanes: [Lanes::new(), Lanes::new()] }
+    }
+
+    /// The leaves of the next blocks from `start` on.
+    fn next(&mut self, start: u64) -> Result<Vec<Node>, CoreError> {
+        let end = self.size.div_ceil(BLOCK_SIZE);
+        let middle = (start + STRETCH).min(end);
+        let last = (middle + STRETCH).min(end);
+        let (file, size) = (self.file, self.size);
+        let [first, second] = &mut self.lanes;
+        if middle == last {
+            return first.hash(file, size, start..middle);
+        }
+        std::thread::scope(|scope| {
+            // Where no thread can be had, this one does it all.
+            let other = std::thread::Builder::new()
+                .spawn_scoped(scope, || second.hash(file, size, middle..last));
+            let mut leaves = first.hash(file, size, start..middle)?;
+            if let Ok(other) = other {
+                leaves.extend(other.join().map_err(|_| CoreError::Cancelled)??);
+            }
+            Ok(leaves)
+        })
+    }
+}
+
+/// A buffer for each lane.
+struct Lanes {
     params: Params,
     buffers: Vec<Vec<u8>>,
 }
 
-impl LeafHasher {
+impl Lanes {
     fn new() -> Self {
         let mut params = Params::new();
         params.hash_length(KEY_LENGTH);
-        let buffer = vec![0; PREFIX + BLOCK_SIZE as usize];
-        Self { params, buffers: vec![buffer; degree().max(1)] }
+        Self { params, buffers: vec![Vec::new(); degree().max(1)] }
     }
 
-    /// Reads and appends a block a lane; whether the file has ended.
-    fn round(&mut self, file: &mut impl Read, tree: &mut Batch) -> Result<bool, CoreError> {
-        let mut sizes = Vec::with_capacity(self.buffers.len());
-        let mut end = false;
-        for buffer in &mut self.buffers {
-            let size = fill(file, buffer.get_mut(PREFIX..).unwrap_or_default())?;
-            if size > 0 {
-                sizes.push(size);
-                if let Some(prefix) = buffer.get_mut(1..PREFIX) {
-                    prefix.copy_from_slice(&(size as u64).to_le_bytes());
+    /// The leaves of the blocks in `range` of a file of `size` bytes.
+    fn hash(&mut self, file: &File, size: u64, range: Range<u64>) -> Result<Vec<Node>, CoreError> {
+        let mut leaves = Vec::with_capacity((range.end - range.start) as usize);
+        let mut at = range.start;
+        while at < range.end {
+            let mut lengths = Vec::with_capacity(self.buffers.len());
+            for (buffer, index) in self.buffers.iter_mut().zip(at..range.end) {
+                let length = (size - index * BLOCK_SIZE).min(BLOCK_SIZE);
+                buffer.resize(PREFIX + BLOCK_SIZE as usize, 0);
+                let Some((prefix, block)) = buffer.split_at_mut_checked(PREFIX) else { continue };
+                prefix[1..].copy_from_slice(&length.to_le_bytes());
+                let block = block.get_mut(..length as usize).unwrap_or_default();
+                match read_exact_at(file, block, index * BLOCK_SIZE) {
+                    Ok(()) => lengths.push(length),
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                        return Err(CoreError::FileChanged);
+                    }
+                    Err(error) => return Err(error.into()),
                 }
             }
-            end = size < BLOCK_SIZE as usize;
-            if end {
-                break;
+            let mut jobs: Vec<_> = self
+                .buffers
+                .iter()
+                .zip(&lengths)
+                .map(|(buffer, length)| {
+                    let bytes = buffer.get(..PREFIX + *length as usize).unwrap_or_default();
+                    HashManyJob::new(&self.params, bytes)
+                })
+                .collect();
+            hash_many(&mut jobs);
+            for (job, length) in jobs.iter().zip(&lengths) {
+                let mut hash = [0; KEY_LENGTH];
+                hash.copy_from_slice(job.to_hash().as_bytes());
+                leaves.push(Node { index: 2 * at, size: *length, hash });
+                at += 1;
             }
         }
-        let mut jobs: Vec<_> = self
-            .buffers
-            .iter()
-            .zip(&sizes)
-            .map(|(buffer, size)| {
-                HashManyJob::new(&self.params, buffer.get(..PREFIX + size).unwrap_or_default())
-            })
-            .collect();
-        hash_many(&mut jobs);
-        for (job, size) in jobs.iter().zip(&sizes) {
-            let mut hash = [0; KEY_LENGTH];
-            hash.copy_from_slice(job.to_hash().as_bytes());
-            let node = Node { index: 2 * tree.roots.length, size: *size as u64, hash };
-            tree.append_root(node).ok_or(CoreError::TooLong)?;
-        }
-        Ok(end)
+        Ok(leaves)
     }
-}
-
-/// Reads until the buffer is full or the file ends.
-fn fill(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut done = 0;
-    while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        match file.read(rest) {
-            Ok(0) => break,
-            Ok(count) => done += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(done)
 }
 
 #[cfg(test)]

@@ -91,8 +91,8 @@ pub struct Header {
 pub struct Commit {
     /// The new header, when it changed.
     pub header: Option<Header>,
-    /// New tree nodes, in no order.
-    pub nodes: Vec<Node>,
+    /// New tree nodes, by index. Shared, because those of a large book take megabytes.
+    pub nodes: Arc<Vec<Node>>,
     /// New blocks, in order.
     pub blocks: Vec<(u64, Bytes)>,
     /// Blocks to forget.

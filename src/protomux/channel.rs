@@ -193,7 +193,7 @@ impl Channel {
     /// # Errors
     /// As `send`.
     pub async fn send_bytes(&self, kind: u32, data: Bytes) -> Result<(), MuxError> {
-        self.send_frame(self.message(kind, data)?).await
+        self.send_frame(self.message(kind, &[data])?).await
     }
 
     /// Sends a message if there is room for it now; `false` when there is not.
@@ -201,7 +201,7 @@ impl Channel {
     /// # Errors
     /// As [`send`](Self::send).
     pub fn try_send(&self, kind: u32, data: &[u8]) -> Result<bool, MuxError> {
-        let frame = self.message(kind, Bytes::copy_from_slice(data))?;
+        let frame = self.message(kind, &[Bytes::copy_from_slice(data)])?;
         if self.is_closed() {
             return Err(MuxError::Closed);
         }
@@ -212,23 +212,24 @@ impl Channel {
     }
 
     /// Sends messages as one batch of the wire, which the remote answers with one; above 512 KiB as
-    /// several. When dropped before it returns, some of the batches may have been sent.
+    /// several. Each is its kind and its bytes, in parts of which large ones are not copied. When
+    /// dropped before it returns, some of the batches may have been sent.
     ///
     /// # Errors
     /// As [`send`](Self::send).
-    pub async fn send_batch(&self, messages: &[(u32, Bytes)]) -> Result<(), MuxError> {
+    pub async fn send_batch(&self, messages: &[(u32, Vec<Bytes>)]) -> Result<(), MuxError> {
         let mut rest = messages;
         while !rest.is_empty() {
             let mut bytes = 0;
-            let fitting = rest.iter().take_while(|(_, data)| {
-                bytes += data.len();
+            let fitting = rest.iter().take_while(|(_, parts)| {
+                bytes += parts.iter().map(Bytes::len).sum::<usize>();
                 bytes <= MAX_BATCH
             });
             let count = fitting.count().max(1);
             let (now, later) = rest.split_at(count);
             rest = later;
             let frame = match now {
-                [(kind, data)] => self.message(*kind, data.clone())?,
+                [(kind, parts)] => self.message(*kind, parts)?,
                 _ => Frame::new(wire::batch(self.shared.local, now)),
             };
             self.send_frame(frame).await?;
@@ -257,11 +258,13 @@ impl Channel {
         &self.handle.0
     }
 
-    fn message(&self, kind: u32, data: Bytes) -> Result<Frame, MuxError> {
-        if data.len() > MAX_CHANNEL_MESSAGE {
+    fn message(&self, kind: u32, parts: &[Bytes]) -> Result<Frame, MuxError> {
+        if parts.iter().map(Bytes::len).sum::<usize>() > MAX_CHANNEL_MESSAGE {
             return Err(MuxError::LimitExceeded("the message"));
         }
-        Ok(Frame::new(vec![wire::message_head(self.shared.local, kind), data]))
+        let mut all = vec![wire::message_head(self.shared.local, kind)];
+        all.extend_from_slice(parts);
+        Ok(Frame::new(all))
     }
 
     async fn send_frame(&self, frame: Frame) -> Result<(), MuxError> {

@@ -294,7 +294,7 @@ mod tests {
         let mut accepted = accept(&b, "test");
         let ours = a.open(named("test", b"1", b"hello")).unwrap();
         ours.send(0, b"first").await.unwrap();
-        ours.send_batch(&[(1, Bytes::from_static(b"second")), (2, Bytes::new())]).await.unwrap();
+        ours.send_batch(&[(1, vec![Bytes::from_static(b"second")]), (2, vec![])]).await.unwrap();
         let theirs = soon(accepted.recv()).await.unwrap();
         assert_eq!(soon(theirs.opened()).await.unwrap(), "hello");
         for (kind, data) in [(0, "first"), (1, "second"), (2, "")] {

@@ -9,6 +9,12 @@ use bytes::Bytes;
 use super::limits::{MAX_HANDSHAKE, MAX_ID, MAX_PROTOCOL};
 use crate::encoding::{DecodeError, Reader, Writer};
 
+/// Shorter parts of a batch are copied together.
+const SMALL_PART: usize = 4096;
+
+/// A message that is a smaller share of its frame than one in so many is copied out of it.
+const SHARED_PARTS: usize = 8;
+
 const BATCH: u64 = 0;
 const OPEN: u64 = 1;
 const REJECT: u64 = 2;
@@ -107,7 +113,7 @@ impl Items {
     /// A part of the frame. Small parts of large frames are copied, so that a message that waits for
     /// its reader does not keep megabytes alive.
     fn cut(&self, part: &[u8]) -> Bytes {
-        if part.len() < self.frame.len() / 4 {
+        if part.len() < self.frame.len() / SHARED_PARTS {
             Bytes::copy_from_slice(part)
         } else {
             self.frame.slice_ref(part)
@@ -150,19 +156,37 @@ pub(super) fn message_head(local: u64, kind: u32) -> Bytes {
     writer.into_vec().into()
 }
 
-/// A batch of one channel's messages, as parts to be sent one after the other.
-pub(super) fn batch(local: u64, messages: &[(u32, Bytes)]) -> Vec<Bytes> {
-    let mut parts = Vec::with_capacity(2 * messages.len());
-    let mut writer = Writer::with_capacity(32);
+/// A batch of one channel's messages, as parts to be sent one after the other. Small parts are put
+/// together, large ones stay as they are.
+pub(super) fn batch(local: u64, messages: &[(u32, Vec<Bytes>)]) -> Vec<Bytes> {
+    let small = |part: &Bytes| part.len() < SMALL_PART;
+    let size: usize = messages
+        .iter()
+        .flat_map(|(_, parts)| parts)
+        .filter(|part| small(part))
+        .map(Bytes::len)
+        .sum();
+    let mut all = Vec::with_capacity(2 * messages.len() + 1);
+    let mut writer = Writer::with_capacity(32 + 10 * messages.len() + size);
     writer.uint(0).uint(BATCH).uint(local);
-    for (kind, data) in messages {
+    for (kind, parts) in messages {
         let mut head = Writer::with_capacity(5);
         head.uint(u64::from(*kind));
-        writer.uint((head.len() + data.len()) as u64).raw(head.as_slice());
-        parts.push(std::mem::take(&mut writer).into_vec().into());
-        parts.push(data.clone());
+        let length = head.len() + parts.iter().map(Bytes::len).sum::<usize>();
+        writer.uint(length as u64).raw(head.as_slice());
+        for part in parts {
+            if small(part) {
+                writer.raw(part);
+            } else {
+                all.push(std::mem::take(&mut writer).into_vec().into());
+                all.push(part.clone());
+            }
+        }
     }
-    parts
+    if writer.len() > 0 {
+        all.push(writer.into_vec().into());
+    }
+    all
 }
 
 #[cfg(test)]
@@ -195,9 +219,18 @@ mod tests {
         assert_eq!(items(reject(5)), Ok(vec![Item::Reject { local: 5 }]));
         assert_eq!(items(close(6)), Ok(vec![Item::Close { remote: 6 }]));
         assert_eq!(items(&b"\x09\x02abc"[..]), Ok(vec![message(9, 2, b"abc")]));
-        let messages = [(0, Bytes::new()), (3, Bytes::from_static(b"xyz"))];
-        let wire = batch(9, &messages).concat();
-        assert_eq!(items(wire), Ok(vec![message(9, 0, b""), message(9, 3, b"xyz")]));
+        let large = Bytes::from(vec![7; SMALL_PART]);
+        let parts = vec![Bytes::from_static(b"a"), large.clone(), Bytes::from_static(b"b")];
+        let messages =
+            [(0, vec![Bytes::new()]), (4, parts.clone()), (3, vec![Bytes::from_static(b"xyz")])];
+        let wire = batch(9, &messages);
+        assert!(
+            wire.iter().any(|part| part.as_ptr() == large.as_ptr()),
+            "large parts are not copied"
+        );
+        let joined = Item::Message { remote: 9, kind: 4, data: parts.concat().into() };
+        let expected = vec![message(9, 0, b""), joined, message(9, 3, b"xyz")];
+        assert_eq!(items(wire.concat()), Ok(expected));
     }
 
     #[test]

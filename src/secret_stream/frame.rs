@@ -17,9 +17,9 @@ const READ: usize = 16 * 1024;
 /// How much is read beyond a long message: what the next one may already have sent.
 const LOOKAHEAD: usize = 4 * 1024;
 
-/// A message up to this length is worth allocating for before its bytes arrive: a 64 KiB block with
-/// its proof.
-const EAGER: usize = 128 * 1024;
+/// A message up to this length is worth allocating for before its bytes arrive: four 64 KiB blocks with
+/// their proofs.
+const EAGER: usize = 320 * 1024;
 
 /// Messages from this length on are cut out of the buffer, shorter ones are copied.
 const CUT: usize = 8 * 1024;
@@ -81,7 +81,15 @@ impl Frames {
         // Grow at most to double of what arrived, so that a claimed length allocates little.
         let want = want.min(self.bytes.len().max(EAGER));
         if self.bytes.capacity() - self.bytes.len() < want {
-            self.bytes.reserve(want);
+            if want <= READ {
+                self.bytes.reserve(want);
+            } else {
+                // Just what it takes: growing by doubling would leave half of the buffer unused for as
+                // long as the message lives.
+                let mut exact = BytesMut::with_capacity(self.bytes.len() + want);
+                exact.extend_from_slice(&self.bytes);
+                self.bytes = exact;
+            }
         }
         (&mut self.bytes, want)
     }

@@ -131,9 +131,11 @@ fn sign(inner: &Inner, blocks: &[Bytes]) -> Result<Signed, CoreError> {
     header.length = roots.length;
     header.byte_length = roots.byte_length;
     header.signature = Some(signature.clone());
+    let mut nodes: Vec<_> = batch.found.iter().map(|found| found.node).collect();
+    nodes.sort_unstable_by_key(|node| node.index);
     let commit = Commit {
         header: Some(header),
-        nodes: batch.found.iter().map(|found| found.node).collect(),
+        nodes: Arc::new(nodes),
         blocks: (start..).zip(blocks.iter().cloned()).collect(),
         removed_blocks: Vec::new(),
         pages: lock(&inner.state).bits.pages_with(start, roots.length),

@@ -172,11 +172,13 @@ pub(super) async fn commit_pending(
 
 fn commit_of(inner: &Inner, state: &State, pending: &Pending, survives: Survives) -> Commit {
     let in_file = inner.file.is_some();
+    let mut nodes: Vec<_> = pending.nodes.values().copied().collect();
+    nodes.sort_unstable_by_key(|node| node.index);
     let page = |number: &u64| Some((*number, Box::new(*state.bits.page(*number)?)));
     Commit {
         // A commit of nothing would not be synced, nor would those before it.
         header: (pending.header || survives == Survives::Power).then(|| state.header(&inner.key)),
-        nodes: pending.nodes.values().copied().collect(),
+        nodes: Arc::new(nodes),
         blocks: if in_file {
             Vec::new()
         } else {

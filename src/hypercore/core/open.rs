@@ -200,7 +200,7 @@ fn whole(tree: &StaticTree) -> Commit {
             byte_length: tree.byte_length,
             signature: None,
         }),
-        nodes: tree.nodes.clone(),
+        nodes: Arc::clone(&tree.nodes),
         blocks: Vec::new(),
         removed_blocks: Vec::new(),
         pages: bits.into_pages().collect(),

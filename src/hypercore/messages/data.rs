@@ -19,6 +19,9 @@ pub const MAX_SIGNATURE_BYTES: usize = 64 * 1024;
 /// The longest manifest.
 pub const MAX_MANIFEST_BYTES: usize = 64 * 1024;
 
+/// Blocks of at least so many bytes are a part of their own when a message is encoded.
+const OWN_PART: usize = 4096;
+
 const BLOCK: u64 = 1;
 const HASH: u64 = 2;
 const SEEK: u64 = 4;
@@ -199,6 +202,33 @@ pub struct Data {
 impl Data {
     /// Appends the message.
     pub fn encode(&self, writer: &mut Writer) {
+        self.encode_head(writer);
+        if let Some(block) = &self.block {
+            writer.raw(&block.value);
+        }
+        self.encode_tail(writer);
+    }
+
+    /// The message in parts, of which a large block's value is one and is not copied.
+    #[must_use]
+    pub fn encode_parts(&self) -> Vec<Bytes> {
+        match &self.block {
+            Some(block) if block.value.len() >= OWN_PART => {
+                let (mut head, mut tail) = (Writer::with_capacity(48), Writer::with_capacity(512));
+                self.encode_head(&mut head);
+                self.encode_tail(&mut tail);
+                vec![head.into_vec().into(), block.value.clone(), tail.into_vec().into()]
+            }
+            _ => {
+                let mut writer = Writer::with_capacity(self.encoded_bound());
+                self.encode(&mut writer);
+                vec![writer.into_vec().into()]
+            }
+        }
+    }
+
+    /// Everything in front of the block's value.
+    fn encode_head(&self, writer: &mut Writer) {
         let flags = flag(self.block.is_some(), BLOCK)
             | flag(self.hash.is_some(), HASH)
             | flag(self.seek.is_some(), SEEK)
@@ -206,7 +236,13 @@ impl Data {
             | flag(self.manifest.is_some(), MANIFEST);
         writer.uint(flags).uint(self.request).uint(self.fork);
         if let Some(block) = &self.block {
-            writer.uint(block.index).buffer(&block.value);
+            writer.uint(block.index).uint(block.value.len() as u64);
+        }
+    }
+
+    /// Everything behind the block's value.
+    fn encode_tail(&self, writer: &mut Writer) {
+        if let Some(block) = &self.block {
             encode_nodes(writer, &block.nodes);
         }
         if let Some(hash) = &self.hash {

@@ -214,6 +214,15 @@ impl Message {
         writer.into_vec().into()
     }
 
+    /// The message's bytes in parts: [`Data::encode_parts`].
+    #[must_use]
+    pub fn encode_parts(&self) -> Vec<Bytes> {
+        match self {
+            Self::Data(data) => data.encode_parts(),
+            _ => vec![self.encode()],
+        }
+    }
+
     /// Reads message number `kind`; `None` for numbers that later versions may use.
     pub fn decode(kind: u32, message: &Bytes) -> Result<Option<Self>> {
         let reader = &mut Reader::new(message);
@@ -442,6 +451,7 @@ mod tests {
     fn every_message_has_the_bytes_of_npm_hypercore() {
         for (bytes, message) in vectors() {
             assert_eq!(message.encode(), hex(&bytes), "{message:?}");
+            assert_eq!(message.encode_parts().concat(), message.encode(), "{message:?}");
             assert_eq!(Message::decode(message.kind(), &hex(&bytes)), Ok(Some(message)));
         }
     }
@@ -482,6 +492,7 @@ mod tests {
         ) {
             let bytes = Bytes::from(bytes);
             if let Ok(Some(message)) = Message::decode(kind, &bytes) {
+                prop_assert_eq!(message.encode_parts().concat(), message.encode());
                 let again = Message::decode(message.kind(), &message.encode());
                 prop_assert_eq!(again, Ok(Some(message)));
             }

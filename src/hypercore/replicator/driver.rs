@@ -192,8 +192,8 @@ async fn send(replicator: &Replicator, membership: &Membership, channel: &Channe
             return violation.into();
         }
         let nothing = messages.is_empty() && requests.is_empty();
-        let batch: Vec<(u32, Bytes)> =
-            messages.iter().map(|message| (message.kind(), message.encode())).collect();
+        let batch: Vec<(u32, Vec<Bytes>)> =
+            messages.iter().map(|message| (message.kind(), message.encode_parts())).collect();
         if !batch.is_empty() && channel.send_batch(&batch).await.is_err() {
             return End::Remote { was_open: true };
         }
@@ -242,8 +242,8 @@ async fn answer(
             bytes += block.value.len() as u64;
         }
         let wait = throttle(replicator, &message);
-        let encoded = message.encode();
-        waiting += encoded.len();
+        let encoded = message.encode_parts();
+        waiting += encoded.iter().map(Bytes::len).sum::<usize>();
         batch.push((message.kind(), encoded));
         if waiting >= ANSWER_BYTES || !wait.is_zero() {
             waiting = 0;

@@ -184,8 +184,6 @@ fn put_nodes(
     core: i64,
     nodes: &[Node],
 ) -> rusqlite::Result<Vec<(u64, NodePage)>> {
-    let mut nodes = nodes.to_vec();
-    nodes.sort_unstable_by_key(|node| node.index);
     let sql = "INSERT OR REPLACE INTO core_nodes (place, nodes) VALUES (?1, ?2)";
     let mut put = transaction.prepare_cached(sql)?;
     let mut pages = Vec::new();

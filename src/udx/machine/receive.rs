@@ -149,7 +149,8 @@ impl Machine {
             self.rate.finish(&mut sample);
             let in_flight = self.outgoing.in_flight();
             self.congestion.on_ack(now, &sample, self.rate.delivered(), in_flight);
-            let useful = usize::try_from(self.congestion.cwnd() * 2).unwrap_or(usize::MAX);
+            let useful = self.congestion.cwnd() + self.congestion.cwnd() / 2;
+            let useful = usize::try_from(useful).unwrap_or(usize::MAX);
             self.outgoing.set_limit(useful.max(super::MIN_SEND_BUFFER).min(self.send_buffer));
         }
         if sample.newly_acked > 0 || ack > first {
