@@ -25,7 +25,8 @@ pub struct StreamOptions {
 
 impl Default for StreamOptions {
     fn default() -> Self {
-        Self { receive_window: 4 << 20, send_buffer: 4 << 20 }
+        // Long paths need it: 160 MB/s at a round trip of 50 ms.
+        Self { receive_window: 8 << 20, send_buffer: 8 << 20 }
     }
 }
 

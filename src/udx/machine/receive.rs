@@ -126,7 +126,9 @@ impl Machine {
             self.rate.finish(&mut sample);
             let in_flight = self.outgoing.in_flight();
             self.congestion.on_ack(now, &sample, self.rate.delivered(), in_flight);
-            let useful = usize::try_from(self.congestion.cwnd() * 2).unwrap_or(usize::MAX);
+            // Behind a packet that was lost, and perhaps lost again, several flights wait to be released.
+            let flights = if self.outgoing.delivered_early() > 0 { 6 } else { 2 };
+            let useful = usize::try_from(self.congestion.cwnd() * flights).unwrap_or(usize::MAX);
             self.outgoing.set_limit(useful.max(super::MIN_SEND_BUFFER).min(self.send_buffer));
         }
         if sample.newly_acked > 0 || ack > first {
