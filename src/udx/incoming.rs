@@ -41,6 +41,8 @@ pub(super) struct Incoming {
     discarding: bool,
     window: usize,
     advertised: usize,
+    /// How far the last report of early ranges went, if not all of them fitted.
+    reported: usize,
 }
 
 impl Incoming {
@@ -53,6 +55,7 @@ impl Incoming {
             early_cost: 0,
             early_ranges: RangeSet::default(),
             newest: 0,
+            reported: 0,
             ended: false,
             discarding: false,
             window,
@@ -167,10 +170,16 @@ impl Incoming {
         !self.early_ranges.is_empty()
     }
 
-    /// The early ranges to report: that of the newest packet, then the lowest.
-    pub(super) fn sacks(&self) -> impl Iterator<Item = Range<u64>> {
+    /// The early ranges to report: that of the newest packet, then as many others as there is room for.
+    /// When there are more, the next call goes on where this one ended: on a long path with loss they
+    /// are many, and what is never reported is sent again.
+    pub(super) fn sacks(&mut self) -> impl Iterator<Item = Range<u64>> {
+        let ranges = self.early_ranges.len();
+        let from = if self.reported < ranges { self.reported } else { 0 };
+        self.reported = if ranges > MAX_SACKS { from + MAX_SACKS - 1 } else { 0 };
         let newest = self.early_ranges.find(self.newest);
-        let rest = self.early_ranges.iter().filter({
+        let (after, before) = (self.early_ranges.iter().skip(from), self.early_ranges.iter());
+        let rest = after.chain(before.take(from)).filter({
             let newest = newest.clone();
             move |range| newest.as_ref() != Some(range)
         });
@@ -250,6 +259,8 @@ mod tests {
         let sacks: Vec<_> = incoming.sacks().collect();
         assert_eq!(sacks.len(), MAX_SACKS);
         assert_eq!(sacks[..3], [300..303, 2..3, 4..5]);
+        let more: Vec<_> = incoming.sacks().collect();
+        assert_eq!(more[..3], [300..303, 100..101, 102..103]);
     }
 
     #[test]
