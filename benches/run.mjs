@@ -4,6 +4,7 @@
 //   npm run bench -- connect sync-10k          only these
 //   npm run bench -- idle-rss --json           as JSON lines
 //   npm run bench -- --runs 5                  more runs (3 are the least)
+//   npm run bench -- links                     streams over emulated links (needs root); or `streams`
 //
 // Each side runs in processes of its own on a testnet of its own kind; the sides alternate, and a row
 // shows the median of the runs. A ratio above 1 means that ours is better.
@@ -13,22 +14,31 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { buildIfNeeded } from '../scripts/build.mjs'
 import { requirePackages } from '../scripts/toolchain.mjs'
-import { groups } from './rows.mjs'
+import { links } from './links.mjs'
+import { groups as others } from './rows.mjs'
 import { Side } from './side.mjs'
+import { streams } from './streams.mjs'
 
+const groups = [...others, ...streams, ...links]
 const rows = groups.flatMap((group) => group.rows.map((row) => ({ ...row, group })))
 const { ids, json, runs } = readArguments(process.argv.slice(2))
 
 buildIfNeeded()
 requirePackages()
 
-const wanted = rows.filter((row) => ids.length === 0 || ids.includes(row.id))
+const chosen = rows.filter(({ id, group }) => ids.length === 0 || ids.includes(id) || ids.includes(group.set))
+const wanted = chosen.filter(({ id, group }) => {
+  const reason = group.skip?.()
+  if (reason) note(`${id}: skipped, ${reason}`)
+  return !reason
+})
 const values = new Map(wanted.map((row) => [row.id, { ours: [], js: [] }]))
 
 for (const group of new Set(wanted.map((row) => row.group))) {
-  for (let run = 0; run < (group.once ? 1 : runs); run++) {
+  const count = group.once ? 1 : Math.max(runs, group.runs ?? 0)
+  for (let run = 0; run < count; run++) {
     for (const kind of run % 2 === 0 ? ['ours', 'js'] : ['js', 'ours']) {
-      note(`${group.rows.map((row) => row.id).join(', ')}: run ${run + 1} of ${runs}, ${kind}`)
+      note(`${group.rows.map((row) => row.id).join(', ')}: run ${run + 1} of ${count}, ${kind}`)
       const measured = await measure(group, kind)
       for (const [id, value] of Object.entries(measured)) values.get(id)?.[kind].push(value)
     }
@@ -61,7 +71,7 @@ function readArguments(words) {
     const word = words.shift()
     if (word === '--json') chosen.json = true
     else if (word === '--runs') chosen.runs = Math.max(3, Number(words.shift()) || 3)
-    else if (rows.some((row) => row.id === word)) chosen.ids.push(word)
+    else if (rows.some(({ id, group }) => id === word || group.set === word)) chosen.ids.push(word)
     else {
       console.error(`no row ${word}; there are ${rows.map((row) => row.id).join(', ')}`)
       process.exit(2)

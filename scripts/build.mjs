@@ -1,5 +1,5 @@
-// Builds the addon, its loader `index.js` and its types `index.d.ts`, and beside it the program of
-// examples/interop, in one run of cargo.
+// Builds the addon, its loader `index.js` and its types `index.d.ts`, and beside it the programs that
+// tests and benches start (examples/interop, bench and link), in one run of cargo.
 //
 //   node scripts/build.mjs [--debug] [--check]
 //
@@ -10,6 +10,7 @@ import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { requirePackages, requireTools, root, run, versionOf } from './toolchain.mjs'
 
+const programs = ['interop', 'bench', 'link']
 const generated = ['index.js', 'index.d.ts']
 
 /** Builds everything. With `check`, says which generated files were not up to date. */
@@ -20,7 +21,8 @@ export function build({ profile = 'release', check = false } = {}) {
   const cli = join(root, 'node_modules', '@napi-rs', 'cli', 'dist', 'cli.js')
   const options = profile === 'release' ? ['--release'] : []
   run(process.execPath, [
-    cli, 'build', '--platform', ...options, '--', '--locked', '--lib', '--example', 'interop'
+    cli, 'build', '--platform', ...options, '--', '--locked', '--lib',
+    ...programs.flatMap((name) => ['--example', name])
   ])
   const stale = generated.filter((name, index) => read(name) !== before[index])
   if (check && stale.length > 0) {
@@ -33,16 +35,22 @@ export function build({ profile = 'release', check = false } = {}) {
 export function buildIfNeeded() {
   const addon = readdirSync(root).filter((name) => name.endsWith('.node'))
   const built = Math.max(0, ...addon.map((name) => statSync(join(root, name)).mtimeMs))
-  const changed = newest(['src', 'build.rs', 'Cargo.toml', 'Cargo.lock'].map((p) => join(root, p)))
-  if (built >= changed) return
+  const examples = ['examples/bench', 'examples/link']
+  const changed = newest(['src', ...examples, 'build.rs', 'Cargo.toml', 'Cargo.lock'].map((p) => join(root, p)))
+  if (built >= changed && programs.every((name) => existsSync(exampleProgram(name)))) return
   console.error('Building the addon; the first time this takes several minutes …')
   build()
 }
 
 /** Where cargo put the interop program. */
-export function interopProgram(profile = 'release') {
+export function interopProgram(profile) {
+  return exampleProgram('interop', profile)
+}
+
+/** Where cargo put the program of examples/`example`. */
+export function exampleProgram(example, profile = 'release') {
   const triple = versionOf('rustc', ['-vV'])?.match(/^host: (.*)$/m)?.[1] ?? ''
-  const name = process.platform === 'win32' ? 'interop.exe' : 'interop'
+  const name = process.platform === 'win32' ? `${example}.exe` : example
   return join(process.env.CARGO_TARGET_DIR ?? join(root, 'target'), triple, profile, 'examples', name)
 }
 

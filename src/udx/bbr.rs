@@ -1,8 +1,11 @@
 //! Congestion control: a compact BBR (draft-cardwell-iccrg-bbr-congestion-control-00), as libudx has.
 //!
 //! The path is modelled by its bandwidth and its round-trip time, so that single losses do not slow a
-//! stream down. Loss counts only when a twentieth of a round is gone: then a buffer on the path (the
+//! stream down. Loss counts only when a tenth of a round is gone: then a buffer on the path (the
 //! receiver's socket, often) overflows, and what is on its way is held below what got through.
+//!
+//! Like its later versions (draft-ietf-ccwg-bbr) it leaves less standing in queues than the first did:
+//! half of what the path itself holds, and it is paced slightly below the bandwidth that was measured.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +15,15 @@ use super::rate::RateSample;
 const STARTUP_GAIN: f64 = 2.885;
 /// What a round of probing does to the rate: up, down to drain what that queued, then level.
 const CYCLE: [f64; 8] = [1.25, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0];
-const CWND_GAIN: f64 = 2.0;
+/// How many times what the path holds may be on its way while its bandwidth is being found.
+const STARTUP_CWND_GAIN: f64 = 2.0;
+/// The same afterwards: what exceeds 1 stands in the queue when the bandwidth was measured too high.
+const CWND_GAIN: f64 = 1.5;
+/// The same on paths shorter than `LONG_PATH`, where acknowledgements wait for schedulers.
+const SHORT_CWND_GAIN: f64 = 2.0;
+const LONG_PATH: Duration = Duration::from_millis(5);
+/// Bunched acknowledgements make the measured bandwidth a little too high, which would fill the queue.
+const PACING_MARGIN: f64 = 0.99;
 /// Rounds for which the highest bandwidth counts.
 const BANDWIDTH_ROUNDS: u64 = 10;
 /// Startup ends after so many rounds without a quarter more bandwidth.
@@ -27,9 +38,9 @@ const MIN_PACKETS: u64 = 4;
 /// One batch, in bytes: what the sender's own offloading delays.
 const BATCH: f64 = 65_536.0;
 /// The share of a round that must be lost to count as congestion.
-const LOSS_THRESHOLD: f64 = 0.05;
+const LOSS_THRESHOLD: f64 = 0.1;
 /// Fewer lost packets than this in a round are chance.
-const LOSS_PACKETS: u64 = 8;
+const LOSS_PACKETS: u64 = 12;
 /// A ceiling holds for so many round trips, then it is lifted slowly.
 const CEILING_ROUNDS: u32 = 64;
 
@@ -119,7 +130,8 @@ impl Bbr {
             Mode::ProbeRtt => 1.0,
         };
         // Never so slow that the pacer itself becomes the bottleneck it measures.
-        (rate * gain).max((MIN_PACKETS * self.packet) as f64 / self.rtt().as_secs_f64().max(0.1))
+        (rate * gain * PACING_MARGIN)
+            .max((MIN_PACKETS * self.packet) as f64 / self.rtt().as_secs_f64().max(0.1))
     }
 
     /// Packets are larger from now on.
@@ -168,20 +180,32 @@ impl Bbr {
         }
         self.round_ends_at = delivered;
         self.round += 1;
-        let total = (self.round_acked + self.round_lost) as f64;
-        let is_congested = self.round_lost > LOSS_PACKETS * self.packet
-            && self.round_lost as f64 > total * LOSS_THRESHOLD;
-        if is_congested {
+        if self.is_congested() {
             let through = self.max_bandwidth() * self.min_rtt.unwrap_or_default().as_secs_f64();
             self.ceiling = Some((self.round_acked as f64 * 0.9).max(through));
             self.ceiling_holds_until = now + self.rtt() * CEILING_ROUNDS;
             self.pipe_is_full |= self.mode == Mode::Startup;
         } else if let Some(ceiling) = self.ceiling.filter(|_| now >= self.ceiling_holds_until) {
             let lifted = ceiling * 1.05;
-            self.ceiling = (lifted < CWND_GAIN * self.bdp() + 3.0 * BATCH).then_some(lifted);
+            self.ceiling = (lifted < self.cwnd_gain() * self.bdp() + 3.0 * BATCH).then_some(lifted);
         }
         self.round_acked = 0;
         self.round_lost = 0;
+    }
+
+    /// Whether more of this round is lost than chance explains.
+    fn is_congested(&self) -> bool {
+        let total = (self.round_acked + self.round_lost) as f64;
+        self.round_lost > LOSS_PACKETS * self.packet
+            && self.round_lost as f64 > total * LOSS_THRESHOLD
+    }
+
+    fn cwnd_gain(&self) -> f64 {
+        match self.rtt() {
+            _ if !self.pipe_is_full => STARTUP_CWND_GAIN,
+            rtt if rtt < LONG_PATH => SHORT_CWND_GAIN,
+            _ => CWND_GAIN,
+        }
     }
 
     fn update_bandwidth(&mut self, sample: &RateSample) {
@@ -279,7 +303,7 @@ impl Bbr {
     }
 
     fn update_cwnd(&mut self, sample: &RateSample, delivered: u64, in_flight: u64) {
-        let gain = if self.pipe_is_full { CWND_GAIN } else { STARTUP_GAIN };
+        let gain = self.cwnd_gain();
         // Batches are acknowledged as a whole: without room for some, sending would stutter.
         let batches = 3.0 * (self.pacing_rate() * 0.001).min(BATCH);
         let mut target = gain * self.bdp() + batches;
@@ -288,6 +312,9 @@ impl Bbr {
         }
         let target = target as u64;
         let grown = self.cwnd + sample.newly_acked;
+        if self.in_recovery && self.is_congested() && self.prior_cwnd == 0 {
+            self.conserve(in_flight);
+        }
         if self.in_recovery && self.round < self.conserve_until_round {
             // One packet out for one delivered, until the loss is understood.
             self.cwnd = self.cwnd.max(in_flight + sample.newly_acked);
@@ -302,14 +329,16 @@ impl Bbr {
         }
     }
 
-    /// Packets were found lost and are being sent again.
-    pub(super) fn on_recovery(&mut self, in_flight: u64) {
-        if !self.in_recovery {
-            self.in_recovery = true;
-            self.prior_cwnd = self.prior_cwnd.max(self.cwnd);
-            self.conserve_until_round = self.round + 1;
-            self.cwnd = (in_flight + self.packet).max(self.floor());
-        }
+    /// Packets were found lost and are being sent again. Some always are on a radio link: only many
+    /// slow the stream down.
+    pub(super) const fn on_recovery(&mut self) {
+        self.in_recovery = true;
+    }
+
+    fn conserve(&mut self, in_flight: u64) {
+        self.prior_cwnd = self.prior_cwnd.max(self.cwnd);
+        self.conserve_until_round = self.round + 1;
+        self.cwnd = (in_flight + self.packet).max(self.floor());
     }
 
     /// What was lost has been repaired.
@@ -323,8 +352,8 @@ impl Bbr {
 
     /// Nothing came back for a whole retransmission timeout.
     pub(super) fn on_timeout(&mut self, in_flight: u64) {
-        self.on_recovery(in_flight);
-        self.cwnd = (in_flight + self.packet).max(self.floor());
+        self.on_recovery();
+        self.conserve(in_flight);
         self.full_bandwidth = 0.0;
     }
 }
@@ -371,7 +400,7 @@ mod tests {
 
     #[test]
     fn a_few_lost_packets_do_not_slow_it_down() {
-        let bbr = settle(10e6, Duration::from_millis(20), 0.03);
+        let bbr = settle(10e6, Duration::from_millis(20), 0.05);
         assert!(bbr.max_bandwidth() > 9e6, "{}", bbr.max_bandwidth());
         assert!(bbr.ceiling.is_none());
     }

@@ -19,6 +19,10 @@ const EARLY_COST: usize = 64;
 /// A window smaller than a packet is advertised as zero: it would only invite a packet that does not fit.
 const SMALLEST_WINDOW: usize = 2048;
 
+/// The window to begin with (bytes). It grows to the most allowed only for a reader that keeps up on a path
+/// that holds more, so that nobody can fill the whole of it at once.
+const FIRST_WINDOW: usize = 1 << 20;
+
 /// A packet that came before its turn.
 #[derive(Debug)]
 struct Early {
@@ -40,12 +44,16 @@ pub(super) struct Incoming {
     ended: bool,
     discarding: bool,
     window: usize,
+    largest_window: usize,
     advertised: usize,
+    /// How far the last report of early ranges went, if not all of them fitted.
+    reported: usize,
 }
 
 impl Incoming {
     pub(super) fn new(window: u32) -> Self {
-        let window = (window as usize).max(2 * SMALLEST_WINDOW);
+        let largest_window = (window as usize).max(2 * SMALLEST_WINDOW);
+        let window = largest_window.min(FIRST_WINDOW);
         Self {
             next: 0,
             ready: ByteQueue::default(),
@@ -53,9 +61,11 @@ impl Incoming {
             early_cost: 0,
             early_ranges: RangeSet::default(),
             newest: 0,
+            reported: 0,
             ended: false,
             discarding: false,
             window,
+            largest_window,
             advertised: window,
         }
     }
@@ -75,6 +85,18 @@ impl Incoming {
         self.ready.end()
     }
 
+    /// Payload bytes that the reader has taken.
+    pub(super) const fn taken(&self) -> u64 {
+        self.ready.end() - self.ready.len() as u64
+    }
+
+    /// The reader takes so many bytes a round trip: the window holds three times that, up to its largest.
+    pub(super) fn fit_window(&mut self, bytes: u64) {
+        if bytes.saturating_mul(3) > self.window as u64 {
+            self.window = (self.window * 2).min(self.largest_window);
+        }
+    }
+
     /// Bytes that wait for the reader.
     pub(super) const fn available(&self) -> usize {
         self.ready.len()
@@ -85,7 +107,7 @@ impl Incoming {
         self.ready.len() + self.early_cost
     }
 
-    /// The most that [`Self::held`] gives.
+    /// The most that [`Self::held`] gives with the window as it is.
     pub(super) fn held_max(&self) -> usize {
         self.window + self.window / 4 + EARLY_COST + self.reserve()
     }
@@ -179,10 +201,16 @@ impl Incoming {
         !self.early_ranges.is_empty()
     }
 
-    /// The early ranges to report: that of the newest packet, then the lowest.
-    pub(super) fn sacks(&self) -> impl Iterator<Item = Range<u64>> {
+    /// The early ranges to report: that of the newest packet, then as many others as there is room for.
+    /// When there are more, the next call goes on where this one ended: on a long path with loss they
+    /// are many, and what is never reported is sent again.
+    pub(super) fn sacks(&mut self) -> impl Iterator<Item = Range<u64>> {
+        let ranges = self.early_ranges.len();
+        let from = if self.reported < ranges { self.reported } else { 0 };
+        self.reported = if ranges > MAX_SACKS { from + MAX_SACKS - 1 } else { 0 };
         let newest = self.early_ranges.find(self.newest);
-        let rest = self.early_ranges.iter().filter({
+        let (after, before) = (self.early_ranges.iter().skip(from), self.early_ranges.iter());
+        let rest = after.chain(before.take(from)).filter({
             let newest = newest.clone();
             move |range| newest.as_ref() != Some(range)
         });
@@ -272,6 +300,8 @@ mod tests {
         let sacks: Vec<_> = incoming.sacks().collect();
         assert_eq!(sacks.len(), MAX_SACKS);
         assert_eq!(sacks[..3], [300..303, 2..3, 4..5]);
+        let more: Vec<_> = incoming.sacks().collect();
+        assert_eq!(more[..3], [300..303, 100..101, 102..103]);
     }
 
     #[test]

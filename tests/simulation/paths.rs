@@ -36,6 +36,44 @@ fn one_percent_of_loss_costs_little() {
     assert!(took < Duration::from_millis(3000), "{took:?}");
 }
 
+/// 100 Mbit/s, 20 ms there and back, and `queue` packets in front of it.
+fn home_link(queue: f64) -> Link {
+    Link { bottleneck: Some((12.5e6, queue * 1472.0)), ..Link::default() }
+}
+
+#[test]
+fn a_link_with_a_queue_of_200_packets_is_filled_to_95_percent() {
+    let length = 60_000_000;
+    let (took, pair) = transfer(home_link(200.0), length);
+    let share = length as f64 / took.as_secs_f64() / 12.5e6;
+    assert!(share > 0.95, "{share}, {} dropped", pair.dropped);
+}
+
+#[test]
+fn a_deep_queue_at_most_doubles_the_round_trip_time() {
+    let mut pair = Pair::connected(7, home_link(2000.0));
+    pair.sides[0].to_write = bytes(60_000_000);
+    let mut times = Vec::new();
+    pair.run(Duration::from_secs(60), |pair| {
+        if pair.now - pair.start > Duration::from_secs(1) {
+            times.push(pair.sides[0].machine.rtt());
+        }
+        pair.sides[1].received.len() == 60_000_000
+    });
+    times.sort();
+    let median = times[times.len() / 2];
+    assert!(median < Duration::from_millis(40), "{median:?}");
+}
+
+#[test]
+fn five_percent_of_loss_on_a_long_path_leaves_most_of_it() {
+    let delay = Duration::from_millis(50);
+    let bottleneck = Some((10e6, 1e6));
+    let (took, _) = transfer(Link { bottleneck, delay, loss: 0.05, ..Link::default() }, 40_000_000);
+    let share = 40e6 / took.as_secs_f64() / 10e6;
+    assert!(share > 0.6, "{share}");
+}
+
 #[test]
 fn reordering_alone_causes_few_retransmissions() {
     let jitter = Duration::from_millis(4);

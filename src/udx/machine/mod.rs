@@ -103,6 +103,8 @@ pub struct Machine {
     detached_until: Option<Instant>,
     kept: Vec<(SocketAddr, Box<[u8]>)>,
     retransmits: u64,
+    /// What the reader had taken, and when that was looked at.
+    taken: (Instant, u64),
     /// Once closed: what had been sent until then.
     bytes_sent: u64,
     send_buffer: usize,
@@ -147,6 +149,7 @@ impl Machine {
             detached_until: None,
             kept: Vec::new(),
             retransmits: 0,
+            taken: (now, 0),
             bytes_sent: 0,
             send_buffer: options.send_buffer,
             flushed: false,

@@ -1,7 +1,7 @@
 //! What a packet does to a stream.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::moving::Numbers;
 use super::{MAX_KEPT, MAX_KEPT_SIZE, Machine, Phase};
@@ -12,6 +12,9 @@ use crate::udx::stream::CloseReason;
 /// Packets whose numbers are further from the expected ones are not the other side's: neither keeps so
 /// many unacknowledged.
 const MAX_DISTANCE: u64 = 1 << 16;
+
+/// Round trips count as at least so long when the window is fitted to them.
+const SHORTEST_TRIP: Duration = Duration::from_millis(1);
 
 impl Machine {
     /// Takes a packet.
@@ -63,6 +66,7 @@ impl Machine {
         if packet.has(flags::DATA | flags::END) {
             self.ack_due = true;
         }
+        self.fit_window(now);
         self.handle_ack(now, &packet, ack, seq);
         self.close_if_ended(now);
     }
@@ -75,6 +79,20 @@ impl Machine {
         let ack = header::expand(first, packet.header.ack)?;
         let near = seq.abs_diff(expected) <= MAX_DISTANCE && first <= ack + MAX_DISTANCE;
         (near && ack <= self.outgoing.next()).then_some(Numbers { seq, ack, packet })
+    }
+
+    /// Once a round trip: lets the receive window follow what the reader takes.
+    fn fit_window(&mut self, now: Instant) {
+        let Some(trip) = self.recovery.rtt.min().map(|rtt| rtt.max(SHORTEST_TRIP)) else { return };
+        let (since, before) = self.taken;
+        let elapsed = now.saturating_duration_since(since);
+        if elapsed < trip {
+            return;
+        }
+        let taken = self.incoming.taken();
+        let share = trip.as_secs_f64() / elapsed.as_secs_f64();
+        self.incoming.fit_window(((taken - before) as f64 * share) as u64);
+        self.taken = (now, taken);
     }
 
     fn keep(&mut self, from: SocketAddr, bytes: &[u8]) {
@@ -149,7 +167,10 @@ impl Machine {
             self.rate.finish(&mut sample);
             let in_flight = self.outgoing.in_flight();
             self.congestion.on_ack(now, &sample, self.rate.delivered(), in_flight);
-            let useful = self.congestion.cwnd() + self.congestion.cwnd() / 2;
+            // Behind a packet that was lost, and perhaps lost again, several flights wait to be released.
+            let cwnd = self.congestion.cwnd();
+            let useful =
+                if self.outgoing.delivered_early() > 0 { 6 * cwnd } else { cwnd + cwnd / 2 };
             let useful = usize::try_from(useful).unwrap_or(usize::MAX);
             self.outgoing.set_limit(useful.max(super::MIN_SEND_BUFFER).min(self.send_buffer));
         }

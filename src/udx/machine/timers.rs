@@ -140,7 +140,7 @@ impl Machine {
             }
         });
         if begins {
-            self.congestion.on_recovery(self.outgoing.in_flight());
+            self.congestion.on_recovery();
         }
         lost
     }
