@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::budget::WindowBudget;
 use super::bytequeue::ByteQueue;
 use super::header::MAX_SACKS;
 use super::ranges::RangeSet;
@@ -45,13 +46,16 @@ pub(super) struct Incoming {
     discarding: bool,
     window: usize,
     largest_window: usize,
+    /// What the window grows from, and by how much it did.
+    budget: WindowBudget,
+    grown: usize,
     advertised: usize,
     /// How far the last report of early ranges went, if not all of them fitted.
     reported: usize,
 }
 
 impl Incoming {
-    pub(super) fn new(window: u32) -> Self {
+    pub(super) fn new(window: u32, budget: WindowBudget) -> Self {
         let largest_window = (window as usize).max(2 * SMALLEST_WINDOW);
         let window = largest_window.min(FIRST_WINDOW);
         Self {
@@ -66,6 +70,8 @@ impl Incoming {
             discarding: false,
             window,
             largest_window,
+            budget,
+            grown: 0,
             advertised: window,
         }
     }
@@ -90,10 +96,13 @@ impl Incoming {
         self.ready.end() - self.ready.len() as u64
     }
 
-    /// The reader takes so many bytes a round trip: the window holds three times that, up to its largest.
+    /// The reader takes so many bytes a round trip. The window is to hold three times that, up to its
+    /// largest: what is lost, and lost again, keeps back all that follows.
     pub(super) fn fit_window(&mut self, bytes: u64) {
-        if bytes.saturating_mul(3) > self.window as u64 {
-            self.window = (self.window * 2).min(self.largest_window);
+        let more = self.window.min(self.largest_window - self.window);
+        if more > 0 && bytes.saturating_mul(3) > self.window as u64 && self.budget.take(more) {
+            self.window += more;
+            self.grown += more;
         }
     }
 
@@ -218,6 +227,12 @@ impl Incoming {
     }
 }
 
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.budget.give_back(self.grown);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,7 +245,7 @@ mod tests {
 
     #[test]
     fn packets_in_any_order_and_twice_give_the_bytes_once_in_order() {
-        let mut incoming = Incoming::new(1 << 20);
+        let mut incoming = Incoming::new(1 << 20, WindowBudget::default());
         for (seq, payload) in [(2, "c"), (1, "b"), (2, "x"), (0, "a"), (0, "y"), (3, "d")] {
             incoming.insert(seq, payload.as_bytes(), false);
         }
@@ -240,7 +255,7 @@ mod tests {
 
     #[test]
     fn the_end_counts_once_everything_before_it_is_there() {
-        let mut incoming = Incoming::new(1 << 20);
+        let mut incoming = Incoming::new(1 << 20, WindowBudget::default());
         incoming.insert(1, b"", true);
         incoming.insert(2, b"after the end", false);
         assert!(!incoming.has_ended());
@@ -254,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_sender_that_ignores_the_window_fills_no_more_than_half_above_it() {
-        let mut incoming = Incoming::new(100_000);
+        let mut incoming = Incoming::new(100_000, WindowBudget::default());
         for seq in 0..1000 {
             incoming.insert(seq, &[0; 1000], false);
             incoming.insert(seq * 2 + 5, &[0; 1000], false);
@@ -266,7 +281,7 @@ mod tests {
 
     #[test]
     fn the_packet_that_is_missing_fits_into_a_window_full_of_later_ones() {
-        let mut incoming = Incoming::new(5000);
+        let mut incoming = Incoming::new(5000, WindowBudget::default());
         for seq in [1, 2, 3, 4, 5, 6, 0] {
             incoming.insert(seq, &[0; 1200], false);
         }
@@ -275,7 +290,7 @@ mod tests {
 
     #[test]
     fn the_window_is_what_the_reader_left_and_its_reopening_is_announced() {
-        let mut incoming = Incoming::new(100_000);
+        let mut incoming = Incoming::new(100_000, WindowBudget::default());
         for seq in 0..99 {
             incoming.insert(seq, &[0; 1000], false);
         }
@@ -291,7 +306,7 @@ mod tests {
 
     #[test]
     fn the_newest_range_is_reported_first_and_no_more_than_fit_a_packet() {
-        let mut incoming = Incoming::new(1 << 20);
+        let mut incoming = Incoming::new(1 << 20, WindowBudget::default());
         for seq in (2..500).step_by(2) {
             incoming.insert(seq, b"-", false);
         }
@@ -305,8 +320,26 @@ mod tests {
     }
 
     #[test]
+    fn the_window_grows_with_the_reader_while_the_budget_lasts() {
+        let budget = WindowBudget::new(4 << 20);
+        let streams = || Incoming::new(8 << 20, budget.clone());
+        let (mut first, mut second) = (streams(), streams());
+        assert_eq!(first.window(), FIRST_WINDOW as u32);
+        first.fit_window(1000);
+        assert_eq!(first.window(), 1 << 20);
+        (0..9).for_each(|_| first.fit_window(4 << 20));
+        assert_eq!(first.window(), 4 << 20);
+        second.fit_window(4 << 20);
+        second.fit_window(4 << 20);
+        assert_eq!(second.window(), 2 << 20, "the rest of the budget");
+        drop(first);
+        second.fit_window(4 << 20);
+        assert_eq!(second.window(), 4 << 20);
+    }
+
+    #[test]
     fn gaps_and_distance_are_bounded() {
-        let mut incoming = Incoming::new(64 << 20);
+        let mut incoming = Incoming::new(64 << 20, WindowBudget::default());
         for seq in (1..100_000).step_by(2) {
             incoming.insert(seq, b"", false);
         }

@@ -7,6 +7,7 @@
 //! Reference: holepunchto/libudx, `include/udx.h` and `src/udx.c`.
 
 mod bbr;
+mod budget;
 mod bytequeue;
 mod driver;
 pub mod header;
@@ -23,6 +24,7 @@ mod socket;
 mod stream;
 mod table;
 
+pub use budget::WindowBudget;
 pub use socket::{Datagram, DatagramReceiver, UdxSocket};
 pub use stream::{CloseReason, StreamHandle, StreamOptions, StreamStats, UdxStream};
 pub use table::Udx;

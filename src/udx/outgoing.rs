@@ -13,7 +13,7 @@ use super::ranges::RangeSet;
 use super::rate::SentState;
 
 /// Packets that may be unacknowledged at once: the other side must be able to hold them.
-const MAX_PACKETS: usize = 8192;
+const MAX_PACKETS: usize = 16_384;
 
 /// Transmissions of one packet whose traces are kept at once.
 const MAX_TRANSMISSIONS: usize = 4;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::budget::WindowBudget;
 use super::driver::{Shared, State};
 use super::socket::UdxSocket;
 
@@ -22,12 +23,15 @@ pub struct StreamOptions {
     pub receive_window: u32,
     /// Written bytes that may wait for acknowledgement.
     pub send_buffer: usize,
+    /// What the receive window grows from. [`super::Udx::create_stream`] sets that of its set.
+    pub budget: WindowBudget,
 }
 
 impl Default for StreamOptions {
     fn default() -> Self {
-        // Long paths need it: 160 MB/s at a round trip of 50 ms.
-        Self { receive_window: 8 << 20, send_buffer: 8 << 20 }
+        // Long paths that lose packets need it: 80 MB/s where a round trip takes 50 ms and a loss four of
+        // them.
+        Self { receive_window: 16 << 20, send_buffer: 16 << 20, budget: WindowBudget::default() }
     }
 }
 

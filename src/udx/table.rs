@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
+use super::budget::WindowBudget;
 use super::driver::Shared;
 use super::socket::UdxSocket;
 use super::stream::{StreamOptions, UdxStream};
@@ -15,6 +16,7 @@ type Streams = HashMap<u32, Weak<Shared>>;
 #[derive(Clone, Default)]
 pub struct Udx {
     streams: Arc<RwLock<Streams>>,
+    budget: WindowBudget,
 }
 
 impl Udx {
@@ -37,7 +39,8 @@ impl Udx {
 
     /// Creates a stream under a random id, not yet connected.
     #[must_use]
-    pub fn create_stream(&self, options: StreamOptions) -> UdxStream {
+    pub fn create_stream(&self, mut options: StreamOptions) -> UdxStream {
+        options.budget = self.budget.clone();
         let mut streams = self.streams.write().unwrap_or_else(PoisonError::into_inner);
         let mut id = random_id();
         while streams.contains_key(&id) {

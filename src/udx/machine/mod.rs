@@ -127,7 +127,7 @@ impl Machine {
             generation: 0,
             path_begins_at: 0,
             newcomers_from: now,
-            incoming: Incoming::new(options.receive_window),
+            incoming: Incoming::new(options.receive_window, options.budget.clone()),
             outgoing: Outgoing::new(options.send_buffer.min(MIN_SEND_BUFFER)),
             recovery: Recovery::new(),
             congestion: Bbr::new(now, mtu.packet_size() as u64, id),
