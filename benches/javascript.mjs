@@ -2,6 +2,7 @@
 
 import { createReadStream, createWriteStream } from 'node:fs'
 import { once } from 'node:events'
+import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import Corestore from 'corestore'
@@ -80,6 +81,15 @@ export class Worker {
     return drive.key.toString('hex')
   }
 
+  async shareAll({ paths }) {
+    const drive = new Hyperdrive(this.store.namespace('library'))
+    await drive.ready()
+    for (const [n, path] of paths.entries()) {
+      await pipeline(createReadStream(path), drive.createWriteStream(`/book-${n}.epub`))
+    }
+    return drive.key.toString('hex')
+  }
+
   async follow({ key, share }) {
     this.drive = new Hyperdrive(this.store.namespace('other'), Buffer.from(share, 'hex'))
     await this.drive.ready()
@@ -92,6 +102,19 @@ export class Worker {
     const file = createWriteStream(to)
     await pipeline(this.drive.createReadStream('/book.epub'), file)
     if (!file.closed) await once(file, 'close')
+    return performance.now() - start
+  }
+
+  async fetchAll({ to, count }) {
+    const start = performance.now()
+    await mkdir(to, { recursive: true })
+    await this.drive.update({ wait: true })
+    const fetch = async (_, n) => {
+      const file = createWriteStream(join(to, `book-${n}.epub`))
+      await pipeline(this.drive.createReadStream(`/book-${n}.epub`), file)
+      if (!file.closed) await once(file, 'close')
+    }
+    await Promise.all(Array.from({ length: count }, fetch))
     return performance.now() - start
   }
 

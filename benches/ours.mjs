@@ -67,15 +67,31 @@ export class Worker {
     return 'book'
   }
 
-  async follow({ key }) {
+  async shareAll({ paths }) {
+    const book = (source, n) => ({ id: `book-${n}`, title: `Book ${n}`, format: 'epub', source })
+    await this.node.catalog.publish(paths.map(book))
+  }
+
+  async follow({ key, count }) {
     await this.#join(key)
-    while (!(await this.node.catalog.of(key).get('book'))) await new Promise((resolve) => setTimeout(resolve, 5))
+    const catalog = this.node.catalog.of(key)
+    while ((await catalog.status())?.books !== count) await new Promise((resolve) => setTimeout(resolve, 5))
   }
 
   async fetch({ key, share, to }) {
     const start = performance.now()
     const transfer = await this.node.transfers.request({ peer: key, bookId: share, saveTo: to })
     await transfer.done(patience())
+    return performance.now() - start
+  }
+
+  async fetchAll({ key, to, count }) {
+    const start = performance.now()
+    const fetch = async (_, n) => {
+      const transfer = await this.node.transfers.request({ peer: key, bookId: `book-${n}`, saveTo: `${to}/` })
+      await transfer.done(patience())
+    }
+    await Promise.all(Array.from({ length: count }, fetch))
     return performance.now() - start
   }
 
