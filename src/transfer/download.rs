@@ -20,6 +20,7 @@ use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
 use crate::hypercore::replicator::{Download, EventKind, Policy};
 use crate::hypercore::{BLOCK_SIZE, Core, CoreError, StaticTree};
+use crate::store::Durability;
 
 /// How often the rate is looked at while nothing arrives.
 const TICK: Duration = Duration::from_secs(1);
@@ -91,7 +92,7 @@ impl Engine {
         let closed = core.close().await;
         let mut record = live.record.lock().await;
         record.bytes = meter.progress(Instant::now()).bytes;
-        let written = self.save(&record).await;
+        let written = self.save(&record, Durability::Process).await;
         drop(record);
         if let End::Whole = end {
             closed?;
@@ -148,7 +149,7 @@ impl Engine {
                 return Ok(());
             }
             record.path = Some(path.clone());
-            self.save(&record).await?;
+            self.save(&record, Durability::Power).await?;
             // The lock is held: nobody cancels a book that is just being put in its place.
             let (from, to) = (part.clone(), path.clone());
             match blocking(move || landing::place(&from, &to)).await {

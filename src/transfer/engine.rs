@@ -2,11 +2,12 @@
 //! written down first, then shown, then acted upon.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use rusqlite::Connection;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{MutexGuard, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,7 +22,7 @@ use super::{TransferOptions, table};
 use crate::crypto::PublicKey;
 use crate::error::{Error, Result};
 use crate::events::EventKind;
-use crate::store::StoreError;
+use crate::store::{Durability, StoreError};
 use crate::sync::lock;
 use crate::time::now_ms;
 
@@ -34,9 +35,23 @@ pub(super) struct Engine {
     live: Mutex<HashMap<String, Arc<Live>>>,
     lines: Mutex<HashMap<PublicKey, Arc<Line>>>,
     /// One new request at a time, so that one book is asked for once.
-    pub(super) requesting: tokio::sync::Mutex<()>,
+    pub(super) requesting: Turns,
     pub(super) closing: CancellationToken,
     pub(super) tasks: TaskTracker,
+}
+
+/// Locks by what is asked for: requests for one book wait for each other, those for others do not have to.
+#[derive(Default)]
+pub(super) struct Turns([tokio::sync::Mutex<()>; 32]);
+
+impl Turns {
+    /// Waits for the turn of a book of a peer.
+    pub(super) async fn of(&self, peer: &PublicKey, book_id: &str) -> Option<MutexGuard<'_, ()>> {
+        let mut hasher = DefaultHasher::new();
+        (peer.as_bytes(), book_id).hash(&mut hasher);
+        let number = hasher.finish() as usize % self.0.len();
+        Some(self.0.get(number)?.lock().await)
+    }
 }
 
 /// One transfer that is not finished.
@@ -143,7 +158,7 @@ impl Engine {
             parts,
             live: Mutex::default(),
             lines: Mutex::default(),
-            requesting: tokio::sync::Mutex::default(),
+            requesting: Turns::default(),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
         })
@@ -155,7 +170,7 @@ impl Engine {
         for mut record in self.options.database.read(table::unfinished)? {
             if matches!(record.state, State::Requested | State::Transferring) {
                 record.state = State::Queued;
-                self.save(&record).await?;
+                self.save(&record, Durability::Power).await?;
             }
             let verifying = record.state == State::Verifying;
             let live = self.adopt(record);
@@ -172,9 +187,9 @@ impl Engine {
     }
 
     /// Writes a record down.
-    pub(super) async fn save(&self, record: &Record) -> Result<()> {
+    pub(super) async fn save(&self, record: &Record, survives: Durability) -> Result<()> {
         let record = record.clone();
-        let write = self.options.database.write(move |transaction| {
+        let write = self.options.database.write_with(survives, move |transaction| {
             table::put(transaction, &record)?;
             if record.state.is_terminal() {
                 table::prune(transaction, record.direction, &record.peer)?;
@@ -238,6 +253,7 @@ impl Engine {
         live: &Live,
         record: &mut Record,
         next: State,
+        survives: Durability,
         change: impl FnOnce(&mut Record),
     ) -> Result<()> {
         let mut changed = record.clone();
@@ -249,7 +265,7 @@ impl Engine {
         }
         change(&mut changed);
         if changed != *record {
-            self.save(&changed).await?;
+            self.save(&changed, survives).await?;
         }
         *record = changed;
         live.info.send_replace(record.info());
@@ -306,7 +322,7 @@ impl Engine {
 
     /// Notes that the peer was told how a transfer ended.
     pub(super) async fn note_told(&self, id: String) {
-        let write = self.options.database.write(move |transaction| {
+        let write = self.options.database.write_with(Durability::Process, move |transaction| {
             transaction.execute("UPDATE transfers SET told = 1 WHERE id = ?1", [id])?;
             Ok::<_, StoreError>(())
         });
@@ -365,6 +381,11 @@ impl Line {
             *link = None;
         }
         is_it
+    }
+
+    /// Whether one of `at_once` slots is free.
+    pub(super) fn has_free_slot(&self, at_once: usize) -> bool {
+        lock(&self.slots).len() < at_once
     }
 
     /// Takes one of `at_once` slots for a transfer.

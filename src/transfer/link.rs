@@ -114,6 +114,7 @@ impl Engine {
         let ended = tokio::select! {
             result = self.read(peer, channel) => result,
             () = self.write(peer, channel, letters) => Ok(()),
+            () = self.keep_asking(peer) => Ok(()),
             () = link.hang_up.cancelled() => Ok(()),
         };
         self.link_down(peer, &line, link.number).await;
@@ -166,7 +167,7 @@ impl Engine {
             self.unlinked(peer).await;
         }
         self.tell_ends(&peer);
-        self.ask_all(peer).await;
+        self.ask_all(peer, true).await;
     }
 
     async fn link_down(self: &Arc<Self>, peer: PublicKey, line: &Line, number: u64) {

@@ -21,7 +21,7 @@ use crate::hypercore::storage::StorageErrorKind;
 use crate::hypercore::{
     BLOCK_SIZE, BlockSource, Core, CoreError, FileAccess, Manifest, OpenOptions, Storage,
 };
-use crate::store::{Database, StoreError};
+use crate::store::{Database, Durability, StoreError};
 
 /// How long to wait for a core that another transfer has open.
 const IN_USE: Duration = Duration::from_secs(1);
@@ -174,7 +174,7 @@ impl Parts {
 
     async fn own(&self, key: &Hash, transfer: &str) {
         let (key, transfer) = (*key, transfer.to_owned());
-        let write = self.database.write(move |transaction| {
+        let write = self.database.write_with(Durability::Process, move |transaction| {
             transaction.execute(
                 "INSERT OR REPLACE INTO transfer_parts (core_key, transfer) VALUES (?1, ?2)",
                 params![key, transfer],
@@ -189,7 +189,7 @@ impl Parts {
 
 /// Notes that the stored data of a core are about no partial file.
 pub(super) async fn disown(database: &Database, key: Hash) {
-    let write = database.write(move |transaction| {
+    let write = database.write_with(Durability::Process, move |transaction| {
         transaction.execute("DELETE FROM transfer_parts WHERE core_key = ?1", [key])?;
         Ok::<_, StoreError>(())
     });

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::engine::{Engine, Live};
 use super::library::Description;
@@ -12,6 +13,10 @@ use super::{landing, table};
 use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
 use crate::hypercore::{BLOCK_SIZE, Manifest};
+use crate::store::Durability;
+
+/// How often a peer is asked again for what waits for its approval.
+const ASK_AGAIN: Duration = Duration::from_secs(20);
 
 impl Engine {
     /// Asks for a book. The same book of the same peer that is under way is the same transfer; one
@@ -39,7 +44,7 @@ impl Engine {
         if save_to.as_ref().is_some_and(|path| path.to_str().is_none()) {
             return Err(Error::new(ErrorCode::InvalidArgument, "saveTo is not valid Unicode"));
         }
-        let _one = self.requesting.lock().await;
+        let _turn = self.requesting.of(&peer, &book_id).await;
         let live = match self.find(|c| table::open_incoming(c, &peer, &book_id))? {
             Some(live) => {
                 self.resume_failed(&live, save_to).await?;
@@ -52,12 +57,12 @@ impl Engine {
                     ..Description::default()
                 });
                 let record = Record::incoming(peer, book_id, book, save_to);
-                self.save(&record).await?;
+                self.save(&record, Durability::Power).await?;
                 self.announce(&record);
                 self.adopt(record)
             }
         };
-        self.spawn_ask_all(peer);
+        self.spawn_ask_all(peer, false);
         Ok(live)
     }
 
@@ -93,7 +98,7 @@ impl Engine {
             return Ok(false);
         };
         let ends = next.is_terminal() && next != State::Failed;
-        self.move_to(live, &mut record, next, |record| {
+        self.move_to(live, &mut record, next, event.survives(), |record| {
             if ends && next != State::Denied {
                 record.told = false;
             }
@@ -105,7 +110,7 @@ impl Engine {
         }
         if ends || matches!(next, State::Paused | State::Failed | State::Queued) {
             // A turn became free, or this one may ask now.
-            self.spawn_ask_all(record.peer);
+            self.spawn_ask_all(record.peer, false);
         }
         Ok(true)
     }
@@ -244,15 +249,15 @@ impl Engine {
     }
 
     /// Asks for every book whose turn it is, the oldest first, as far as the limit of open requests
-    /// allows. Asks again for those that are waiting for approval: the peer may have answered while we
-    /// were away, or have had too many open requests.
-    pub(super) async fn ask_all(self: &Arc<Self>, peer: PublicKey) {
+    /// allows. With `again`, also for those that are waiting for approval: the peer may have answered
+    /// while we were away, or have had too many open requests.
+    pub(super) async fn ask_all(self: &Arc<Self>, peer: PublicKey, again: bool) {
         if !self.is_linked(&peer) {
             return;
         }
         let all = self.with_peer(&peer, Direction::Incoming);
-        // The sender may hold a paused one open, too.
-        let is_open = |state: State| !matches!(state, State::Queued | State::Verifying);
+        // The sender may hold a paused one open, too, and one that is being verified until it hears.
+        let is_open = |state: State| state != State::Queued;
         let mut open = all.iter().filter(|live| is_open(live.info.borrow().state)).count();
         for live in all {
             let state = live.info.borrow().state;
@@ -261,7 +266,7 @@ impl Engine {
                     continue;
                 }
                 open += 1;
-            } else if state != State::AwaitingApproval {
+            } else if state != State::AwaitingApproval || !again {
                 continue;
             }
             self.incoming_hear(&live, Incoming::LinkUp, |_| {}).await;
@@ -269,13 +274,22 @@ impl Engine {
     }
 
     /// [`Engine::ask_all`], soon.
-    pub(super) fn spawn_ask_all(self: &Arc<Self>, peer: PublicKey) {
+    pub(super) fn spawn_ask_all(self: &Arc<Self>, peer: PublicKey, again: bool) {
         let engine = Arc::clone(self);
         self.spawn(async move {
             let line = engine.line(&peer);
             let _turn = line.turn.lock().await;
-            engine.ask_all(peer).await;
+            engine.ask_all(peer, again).await;
         });
+    }
+
+    /// Asks again from time to time: a peer with lower limits than ours forgets what is too much, and does
+    /// not say when it has room. Never ends.
+    pub(super) async fn keep_asking(self: &Arc<Self>, peer: PublicKey) {
+        loop {
+            tokio::time::sleep(ASK_AGAIN).await;
+            self.spawn_ask_all(peer, true);
+        }
     }
 
     /// Tells the peer of transfers that ended while it was away.

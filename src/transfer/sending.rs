@@ -16,6 +16,7 @@ use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
 use crate::events::EventKind;
 use crate::hypercore::{BLOCK_SIZE, replicator};
+use crate::store::Durability;
 use crate::sync::lock;
 
 /// How often an outgoing transfer's progress is looked at.
@@ -53,7 +54,8 @@ impl Engine {
                 }
                 let (id, book_id) = (request.id.clone(), request.book_id.clone());
                 let record = Record::outgoing(peer, id, book_id, book);
-                self.save(&record).await?;
+                // The peer asks again for what was forgotten.
+                self.save(&record, Durability::Process).await?;
                 self.adopt(record)
             }
         };
@@ -94,7 +96,7 @@ impl Engine {
             return Ok(false);
         };
         let asks_person = next == State::AwaitingApproval && record.state != next;
-        self.move_to(live, &mut record, next, change).await?;
+        self.move_to(live, &mut record, next, event.survives(), change).await?;
         if asks_person {
             self.options.events.emit(EventKind::TransferRequested {
                 id: record.id.clone(),
@@ -132,13 +134,26 @@ impl Engine {
     fn spawn_preparation(self: &Arc<Self>, live: &Arc<Live>, record: &Record) {
         let (peer, book_id) = (record.peer, record.book_id.clone());
         self.start_job(live, move |engine, live, stop| async move {
+            let at_once = engine.options.limits.transfers_at_once;
+            if !engine.line(&peer).take_slot(&live.id, at_once) {
+                let waits = |record: &mut Record| {
+                    record.reason = Some("waiting for other transfers to end".into());
+                };
+                engine.outgoing_hear(&live, Outgoing::NoSlot, waits).await;
+                // One may have become free before this transfer was seen to wait for it.
+                if engine.line(&peer).has_free_slot(at_once) {
+                    engine.spawn_next(peer);
+                }
+                return;
+            }
             let prepared = tokio::select! {
                 prepared = engine.prepare(&book_id) => prepared,
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return engine.give_slot_back(&live, peer),
             };
             match prepared {
                 Ok(ticket) => engine.prepared(&live, peer, ticket).await,
                 Err(error) => {
+                    engine.give_slot_back(&live, peer);
                     engine
                         .outgoing_hear(&live, Outgoing::Unavailable, |record| {
                             record.reason = Some(error.message.clone());
@@ -162,31 +177,24 @@ impl Engine {
         self.shelf.prepare(book_id, source).await
     }
 
+    /// Lets the book flow, over the slot that was taken before.
     async fn prepared(self: &Arc<Self>, live: &Arc<Live>, peer: PublicKey, ticket: Ticket) {
-        let at_once = self.options.limits.transfers_at_once;
-        let has_slot = self.line(&peer).take_slot(&live.id, at_once);
-        let event = if has_slot { Outgoing::Ready } else { Outgoing::NoSlot };
-        if has_slot {
-            *lock(&live.ticket) = Some(ticket);
-        }
-        let moved = self
-            .outgoing_step(live, event, |record| {
-                record.core = Some(ticket.book);
-                if !has_slot {
-                    record.reason = Some("waiting for other transfers to end".into());
-                }
-            })
-            .await;
-        let goes_on = has_slot && matches!(moved, Ok(true));
-        if !goes_on {
+        *lock(&live.ticket) = Some(ticket);
+        let ready = |record: &mut Record| record.core = Some(ticket.book);
+        let moved = self.outgoing_step(live, Outgoing::Ready, ready).await;
+        if !matches!(moved, Ok(true)) {
             lock(&live.ticket).take();
             self.shelf.release(ticket).await;
-            if self.line(&peer).free_slot(&live.id) {
-                self.spawn_next(peer);
-            }
+            self.give_slot_back(live, peer);
         }
         if let Err(error) = moved {
             tracing::warn!(transfer = live.id, %error, "a transfer could not be moved on");
+        }
+    }
+
+    fn give_slot_back(self: &Arc<Self>, live: &Live, peer: PublicKey) {
+        if self.line(&peer).free_slot(&live.id) {
+            self.spawn_next(peer);
         }
     }
 

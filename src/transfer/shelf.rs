@@ -19,7 +19,7 @@ use crate::hypercore::replicator::{CoreHandle, Download, PeerInfo, Policy, Repli
 use crate::hypercore::{
     BLOCK_SIZE, BlockSource, Core, FileAccess, Manifest, OpenOptions, StaticTree, Storage,
 };
-use crate::store::{Database, StoreError};
+use crate::store::{Database, Durability, StoreError};
 use crate::sync::lock;
 
 /// How long a program's provider may take to answer, and then between two pieces of the book.
@@ -64,8 +64,8 @@ pub(super) struct Shelf {
     grants: Arc<Grants>,
     next_ticket: AtomicU64,
     open: tokio::sync::Mutex<HashMap<Hash, OpenBook>>,
-    /// One file is hashed at a time.
-    hashing: tokio::sync::Mutex<()>,
+    /// How many files are hashed at a time.
+    hashing: tokio::sync::Semaphore,
 }
 
 struct OpenBook {
@@ -76,6 +76,9 @@ struct OpenBook {
     /// A file that was written for this and goes with it.
     spooled: Option<PathBuf>,
 }
+
+/// Files are hashed on two threads each; several at once keep those busy while others wait for the disk.
+const HASHED_AT_ONCE: usize = 4;
 
 /// The right to an open book core, until it is given back with [`Shelf::release`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,7 +109,7 @@ impl Shelf {
             grants: Arc::default(),
             next_ticket: AtomicU64::new(0),
             open: tokio::sync::Mutex::default(),
-            hashing: tokio::sync::Mutex::default(),
+            hashing: tokio::sync::Semaphore::new(HASHED_AT_ONCE),
         })
     }
 
@@ -122,7 +125,7 @@ impl Shelf {
     }
 
     async fn prepare_file(&self, path: &Path, is_spooled: bool) -> Result<Ticket> {
-        let _one = self.hashing.lock().await;
+        let _turn = self.hashing.acquire().await.map_err(|_| Error::closed())?;
         let stamp = stamp(path, self.max_book_bytes)?;
         let known = if is_spooled { None } else { self.known(path, stamp)? };
         let mut open = self.open.lock().await;
@@ -150,11 +153,16 @@ impl Shelf {
                     }
                     return Ok(self.ticket(entry, book));
                 }
-                let core = Core::open_static(&*self.storage, &tree).await?;
-                disown(&self.database, book.key).await;
-                if !is_spooled {
-                    self.remember(path, stamp, book).await?;
-                }
+                // Together, for the database writes in one go what comes at one time.
+                let (core, (), remembered) = tokio::join!(
+                    Core::open_static(&*self.storage, &tree),
+                    disown(&self.database, book.key),
+                    async {
+                        if is_spooled { Ok(()) } else { self.remember(path, stamp, book).await }
+                    },
+                );
+                let core = core?;
+                remembered?;
                 (book, core)
             }
         };
@@ -294,7 +302,7 @@ impl Shelf {
     async fn remember(&self, path: &Path, stamp: (u64, i64), book: BookCore) -> Result<()> {
         let path = path.to_string_lossy().into_owned();
         let (size, modified) = stamp;
-        let write = self.database.write(move |transaction| {
+        let write = self.database.write_with(Durability::Process, move |transaction| {
             transaction.execute(
                 "INSERT OR REPLACE INTO transfer_files \
                  (path, size, modified_ns, core_key, tree_hash, length) \

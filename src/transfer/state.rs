@@ -9,6 +9,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::store::Durability;
+
 /// Which way the book goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -130,6 +132,17 @@ pub enum Incoming {
     Cancel,
 }
 
+impl Incoming {
+    /// What writing it down must survive. Where nobody has been told, losing the last steps with the power
+    /// only means to take them again.
+    pub(super) fn survives(self) -> Durability {
+        match self {
+            Self::LinkUp | Self::Granted | Self::Pending | Self::AllBlocks => Durability::Process,
+            _ => Durability::Power,
+        }
+    }
+}
+
 /// What happens to an outgoing transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outgoing {
@@ -167,6 +180,24 @@ pub enum Outgoing {
     ResumeOffline,
     /// A person cancels it.
     Cancel,
+}
+
+impl Outgoing {
+    /// What writing it down must survive. The peer asks again for what was forgotten.
+    pub(super) fn survives(self) -> Durability {
+        match self {
+            Self::AskedAllowed
+            | Self::AskedManual
+            | Self::AskedRefused
+            | Self::Ready
+            | Self::NoSlot
+            | Self::SlotFree
+            | Self::Unavailable
+            | Self::LinkDown
+            | Self::RemoteDone => Durability::Process,
+            _ => Durability::Power,
+        }
+    }
 }
 
 /// What the engine is to do after a transition was written down.

@@ -204,7 +204,8 @@ fn whole(tree: &StaticTree) -> Commit {
         blocks: Vec::new(),
         removed_blocks: Vec::new(),
         pages: bits.into_pages().collect(),
-        survives: Survives::Power,
+        // It can be made anew from its file.
+        survives: Survives::Process,
     }
 }
 
