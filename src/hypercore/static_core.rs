@@ -116,7 +116,7 @@ impl StaticTree {
 }
 
 /// How many blocks one thread hashes before it joins the other.
-const STRETCH: u64 = 32;
+const STRETCH: u64 = 8;
 
 /// Hashes a file's blocks: as many side by side as the processor has lanes for, on two threads.
 struct LeafHasher<'a> {
@@ -163,7 +163,8 @@ impl Lanes {
     fn new() -> Self {
         let mut params = Params::new();
         params.hash_length(KEY_LENGTH);
-        Self { params, buffers: vec![Vec::new(); degree().max(1)] }
+        let buffer = vec![0; PREFIX + BLOCK_SIZE as usize];
+        Self { params, buffers: vec![buffer; degree().max(1)] }
     }
 
     /// The leaves of the blocks in `range` of a file of `size` bytes.
@@ -174,7 +175,6 @@ impl Lanes {
             let mut lengths = Vec::with_capacity(self.buffers.len());
             for (buffer, index) in self.buffers.iter_mut().zip(at..range.end) {
                 let length = (size - index * BLOCK_SIZE).min(BLOCK_SIZE);
-                buffer.resize(PREFIX + BLOCK_SIZE as usize, 0);
                 let Some((prefix, block)) = buffer.split_at_mut_checked(PREFIX) else { continue };
                 prefix[1..].copy_from_slice(&length.to_le_bytes());
                 let block = block.get_mut(..length as usize).unwrap_or_default();

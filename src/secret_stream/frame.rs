@@ -19,7 +19,7 @@ const LOOKAHEAD: usize = 4 * 1024;
 
 /// A message up to this length is worth allocating for before its bytes arrive: four 64 KiB blocks with
 /// their proofs.
-const EAGER: usize = 320 * 1024;
+const EAGER: usize = 160 * 1024;
 
 /// Messages from this length on are cut out of the buffer, shorter ones are copied.
 const CUT: usize = 8 * 1024;

@@ -15,7 +15,7 @@ use crate::hypercore::storage::{Commit, Survives};
 use crate::sync::lock;
 
 /// How many bytes wait for a commit before it starts, and before peers have to wait.
-pub(super) const GROUP_BYTES: usize = 512 * 1024;
+pub(super) const GROUP_BYTES: usize = 256 * 1024;
 /// How long a change waits for company.
 const GROUP_DELAY: Duration = Duration::from_millis(50);
 /// After how long a commit that failed is tried again, at first and at last.

@@ -24,9 +24,9 @@ use crate::sync::lock;
 
 /// How many messages, and how many of their bytes, are taken at once.
 const BATCH_MESSAGES: usize = 512;
-const BATCH_BYTES: usize = 512 << 10;
+const BATCH_BYTES: usize = 256 << 10;
 /// How many bytes of answers are sent at once.
-const ANSWER_BYTES: usize = 256 << 10;
+const ANSWER_BYTES: usize = 128 << 10;
 /// From so many bytes on, reading and hashing is not done on the threads of the network.
 const INLINE_BYTES: usize = 32 << 10;
 /// After so many requests that cannot be, the peer is dropped (as in npm hypercore).

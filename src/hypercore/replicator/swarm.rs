@@ -16,7 +16,7 @@ use crate::hypercore::{Core, CoreChange, Manifest};
 use crate::sync::lock;
 
 /// How many bytes of blocks are read for one batch of answers.
-const BATCH_BYTES: u64 = 512 << 10;
+const BATCH_BYTES: u64 = 256 << 10;
 /// How many requests are answered in one batch.
 const BATCH_REQUESTS: u64 = 256;
 

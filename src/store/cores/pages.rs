@@ -8,8 +8,8 @@ use crate::hypercore::Node;
 
 /// Nodes a page: as many as fill a page of SQLite.
 pub(super) const PAGE_NODES: u64 = 96;
-/// How many pages are kept, for all cores together: 0.75 MB at most.
-const CACHED_PAGES: usize = 192;
+/// How many pages are kept, for all cores together: 0.4 MB at most.
+const CACHED_PAGES: usize = 96;
 const NODE_BYTES: usize = 8 + KEY_LENGTH;
 
 /// A page's nodes. Bytes that are missing at the end are zeros, which are no nodes.
