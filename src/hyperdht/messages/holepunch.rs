@@ -120,6 +120,18 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
+    fn a_holepunch_takes_the_bytes_of_the_reference() {
+        let message = Holepunch {
+            mode: Mode::FromRelay,
+            id: 300,
+            payload: b"abc".to_vec(),
+            peer_address: Some("1.2.3.4:5".parse().unwrap()),
+        };
+        let bytes = [1, 2, 0xfd, 0x2c, 1, 3, 0x61, 0x62, 0x63, 1, 2, 3, 4, 5, 0];
+        assert_eq!(message.encode(), bytes);
+    }
+
+    #[test]
     fn a_holepunch_reads_back() {
         let message = Holepunch {
             mode: Mode::FromRelay,
@@ -131,19 +143,25 @@ mod tests {
     }
 
     #[test]
-    fn every_field_of_a_payload_reads_back() {
+    fn payloads_take_the_bytes_of_the_reference_and_read_back() {
+        // Made with npm hyperdht 6.34 `lib/messages.js`.
         let payload = Payload {
             error: ERROR_TRY_LATER,
             firewall: FirewallKind::Random,
             round: 2,
             connected: true,
             punching: true,
-            addresses: Some(vec!["1.2.3.4:0".parse().unwrap()]),
+            addresses: Some(vec!["1.2.3.4:0".parse().unwrap(), "5.6.7.8:900".parse().unwrap()]),
             remote_address: Some("6.7.8.9:10".parse().unwrap()),
             token: Some([1; 32]),
             remote_token: Some([2; 32]),
         };
-        assert_eq!(Payload::decode(&payload.encode()), Ok(payload));
+        let mut bytes = vec![0x3f, 3, 3, 2, 2, 1, 2, 3, 4, 0, 0, 5, 6, 7, 8, 0x84, 3];
+        bytes.extend([6, 7, 8, 9, 10, 0]);
+        bytes.extend([[1; 32], [2; 32]].concat());
+        assert_eq!(payload.encode(), bytes);
+        assert_eq!(Payload::decode(&bytes), Ok(payload));
+        assert_eq!(Payload::default().encode(), [0; 4]);
     }
 
     proptest! {

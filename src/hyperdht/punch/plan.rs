@@ -135,7 +135,7 @@ pub(crate) fn consistent_round(
 /// A port that a NAT may have given out, by 16 random bits.
 pub(crate) fn port(random: u16) -> u16 {
     let range = u32::from(u16::MAX - LOWEST_PORT) + 1;
-    LOWEST_PORT + u16::try_from(u32::from(random) * range >> 16).unwrap_or(0)
+    LOWEST_PORT + u16::try_from((u32::from(random) * range) >> 16).unwrap_or(0)
 }
 
 #[cfg(test)]

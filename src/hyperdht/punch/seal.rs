@@ -81,6 +81,7 @@ impl Seal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hyperdht::messages::FirewallKind;
 
     #[test]
     fn a_payload_opens_only_with_its_secret_and_unchanged() {
@@ -96,6 +97,25 @@ mod tests {
         }
         assert_eq!(seal.decrypt(&sealed[..39]), None);
         assert_eq!(seal.decrypt(&[]), None);
+    }
+
+    #[test]
+    fn what_the_reference_encrypted_is_read() {
+        // Made with npm hyperdht 6.34 `lib/secure-payload.js`.
+        let sealed = "93c90508c802801d6775c83822e7c27152f885dcee553ae4c84d70ab0e6070640ce3cb5ace2ebe1b\
+                      b338996bf7f3342d791e35d3262269c0e8ed7c870986fd5a1cc9d9612a69d9db2a0315b1";
+        let payload = Payload {
+            firewall: FirewallKind::Consistent,
+            round: 5,
+            token: Some([9; 32]),
+            ..Payload::default()
+        };
+        assert_eq!(Seal::with_secret([7; 32]).decrypt(&unhex(sealed)), Some(payload));
+    }
+
+    fn unhex(text: &str) -> Vec<u8> {
+        let byte = |index| u8::from_str_radix(&text[index..index + 2], 16).unwrap();
+        (0..text.len()).step_by(2).map(byte).collect()
     }
 
     #[test]
