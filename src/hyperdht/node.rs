@@ -321,6 +321,10 @@ impl HyperDht {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.inner.rpc.cancel.cancel();
+        // Those over the sockets of punches do not end with the node's own sockets.
+        let streams: Vec<StreamHandle> =
+            lock(&self.inner.streams).drain().map(|(_, stream)| stream).collect();
+        streams.iter().for_each(StreamHandle::destroy);
         self.inner.rpc.io.close();
     }
 }

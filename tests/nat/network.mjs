@@ -33,7 +33,8 @@ export class Network {
   constructor() {
     this.core = this.#namespace('net')
     shell(`
-      ip -n ${this.core} link add br0 type bridge
+      # With a given address: its own would change with its ports, and all hosts would lose it.
+      ip -n ${this.core} link add br0 address 02:00:00:00:00:01 type bridge
       ip -n ${this.core} addr add ${publicHost}/16 dev br0
       ip -n ${this.core} link set br0 up
     `)
@@ -45,7 +46,7 @@ export class Network {
    */
   host(kind, { mappingSeconds = 30 } = {}) {
     const number = ++this.#count
-    const address = `20.1.${1 + (number >> 7)}.${1 + (number & 127)}`
+    const address = publicAddress(number)
     const host = this.#namespace(`h${number}`)
     if (kind === 'open') {
       this.#plug(host, 'eth0', number, address)
@@ -86,6 +87,16 @@ RULES
     return host
   }
 
+  /** Gives the NAT in front of a host another public address, as providers do at night. */
+  move(host) {
+    const router = host.replace('-h', '-r')
+    const before = publicAddress(Number(host.split('-h')[1]))
+    shell(`
+      ip -n ${router} addr del ${before}/16 dev wan
+      ip -n ${router} addr add ${publicAddress(++this.#count)}/16 dev wan
+    `)
+  }
+
   /** Takes hosts and their routers away. */
   remove(...hosts) {
     for (const host of hosts) {
@@ -119,6 +130,10 @@ RULES
       ip -n ${namespace} link set ${device} up
     `)
   }
+}
+
+function publicAddress(number) {
+  return `20.1.${1 + (number >> 7)}.${1 + (number & 127)}`
 }
 
 function shell(script) {
