@@ -1,6 +1,6 @@
 //! `interop dht testnet <size> [bootstrap]`: nodes of ours, as a network or part of one.
 //!
-//! `interop dht node <bootstrap> [--firewalled] [--host=<ip>]`: one node, driven by JSON lines:
+//! `interop dht node <bootstrap> [--firewalled] [--host=<ip>] [--patience=<seconds>]`: one node, driven by JSON lines:
 //! `{"do": "listen", "allow": [keys]}`, `{"do": "connect", "key", "rounds"}`,
 //! `{"do": "join", "topic", "announce", "lookup"}`, `{"do": "lookup", "topic"}`, `{"do": "status"}`.
 
@@ -71,6 +71,8 @@ async fn node(arguments: &[String]) -> Outcome {
         arguments.iter().partition(|argument| argument.starts_with("--"));
     let bootstrap = nodes.iter().map(|node| node.parse()).collect::<Result<Vec<_>, _>>()?;
     let host = flags.iter().find_map(|flag| flag.strip_prefix("--host="));
+    let patience = flags.iter().find_map(|flag| flag.strip_prefix("--patience="));
+    let patience = Duration::from_secs(patience.map_or(Ok(15), str::parse)?);
     let keys = KeyPair::generate();
     let dht = HyperDht::bind(DhtOptions {
         bootstrap,
@@ -94,7 +96,7 @@ async fn node(arguments: &[String]) -> Outcome {
                 let allow = command["allow"].as_array().cloned();
                 listen(&dht, &keys, allow).await?;
             }
-            Some("connect") => connect(&dht, &command).await?,
+            Some("connect") => connect(&dht, &command, patience).await?,
             Some("join") => {
                 let announce = command["announce"].as_bool() == Some(true);
                 let lookup = command["lookup"].as_bool() == Some(true);
@@ -174,14 +176,14 @@ async fn echo(connection: Connection) {
 }
 
 /// Connects several times, one after the other, and waits for an echo on each connection.
-async fn connect(dht: &HyperDht, command: &Value) -> Outcome {
+async fn connect(dht: &HyperDht, command: &Value, patience: Duration) -> Outcome {
     let key = PublicKey::from_bytes(unhex(&command["key"])?);
     let rounds = command["rounds"].as_u64().unwrap_or(1);
     let mut times = Vec::new();
     for round in 0..rounds {
         let start = Instant::now();
-        let outcome = tokio::time::timeout(Duration::from_secs(15), once(dht, &key, round)).await;
-        let outcome = outcome.unwrap_or_else(|_| Err("no echo within 15 s".into()));
+        let outcome = tokio::time::timeout(patience, once(dht, &key, round)).await;
+        let outcome = outcome.unwrap_or_else(|_| Err("no echo in time".into()));
         let ms = start.elapsed().as_secs_f64() * 1000.0;
         match outcome {
             Ok(()) => times.push(ms),

@@ -4,7 +4,7 @@
 //! The nodes are pinged every 3 s. That keeps a NAT's mapping towards them alive, and shows when one
 //! of them is gone or sees us at another address; then, and every 5 minutes, we announce anew.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -25,6 +25,8 @@ use crate::sync::lock;
 
 /// Nodes that pass handshakes on to a server.
 const RELAYS: usize = 3;
+/// Relays of earlier rounds that still count: those of two rounds.
+const FORMER_RELAYS: usize = 2 * RELAYS;
 /// How often they are pinged.
 const PING_INTERVAL: Duration = Duration::from_secs(3);
 /// After how many pings a server announces itself anew: about 5 minutes.
@@ -42,6 +44,8 @@ struct State {
     /// What clients are told to try first next time.
     relay_addresses: Vec<SocketAddrV4>,
     closest: Vec<SocketAddrV4>,
+    /// The relays of the rounds before: clients still come through them.
+    former: VecDeque<SocketAddrV4>,
 }
 
 /// One server's announcements.
@@ -67,6 +71,13 @@ impl Announcer {
     /// Addresses to tell others, at which a handshake reaches us or is passed on.
     pub(crate) fn relay_addresses(&self) -> Vec<SocketAddrV4> {
         lock(&self.state).relay_addresses.clone()
+    }
+
+    /// Whether we announced ourselves at `node`, now or shortly before.
+    pub(crate) fn is_relay(&self, node: SocketAddr) -> bool {
+        let state = lock(&self.state);
+        let current = state.relays.iter().map(|relay| relay.relay_address);
+        current.chain(state.former.iter().copied()).any(|relay| SocketAddr::V4(relay) == node)
     }
 
     /// Waits until the first round is over, whether or not a node took the announcement.
@@ -156,7 +167,12 @@ impl Announcer {
         let closest = replies.iter().filter_map(|reply| v4(reply.from)).collect();
         let before = {
             let mut state = lock(&self.state);
-            std::mem::replace(&mut *state, State { relays, relay_addresses, closest }).relays
+            let before = std::mem::replace(&mut state.relays, relays);
+            state.former.extend(before.iter().map(|relay| relay.relay_address));
+            let excess = state.former.len().saturating_sub(FORMER_RELAYS);
+            state.former.drain(..excess);
+            (state.relay_addresses, state.closest) = (relay_addresses, closest);
+            before
         };
         let left = before.into_iter().map(|relay| relay.relay_address);
         self.unannounce(rpc, left.filter(|address| !kept.contains(address)).collect()).await;

@@ -6,6 +6,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
@@ -18,6 +19,8 @@ use super::messages::{FirewallKind, Mode, commands};
 use super::node::Inner;
 use super::noise;
 use super::options::ConnectOptions;
+use super::punch::client::ClientPunch;
+use super::route::{NoRoute, Route};
 use super::rpc::Call;
 use super::rpc::io::{Attempts, RequestError};
 use super::rpc::message::NodeId;
@@ -32,6 +35,8 @@ use crate::udx::StreamOptions;
 const PARALLEL: usize = 3;
 /// Nodes asked to pass a handshake on.
 const MAX_ASKED: usize = 8;
+/// Pause before a peer is asked again that cannot punch just now.
+const TRY_LATER: Duration = Duration::from_secs(2);
 /// How often to begin anew when somebody on the way answers with garbage.
 const MAX_BAD_REPLIES: usize = 3;
 
@@ -60,6 +65,8 @@ enum Asked {
 enum Failure {
     /// This node answered with something that is not from the server.
     BadReply(SocketAddr),
+    /// The peer cannot punch just now, and will have forgotten the handshake.
+    TryLater,
     Final(ConnectError),
 }
 
@@ -99,10 +106,12 @@ impl Connector {
 
     async fn run(&self) -> Result<Connection, ConnectError> {
         let mut excluded = HashSet::new();
-        for _ in 0..MAX_BAD_REPLIES {
+        while excluded.len() < MAX_BAD_REPLIES {
             match self.attempt(&excluded).await {
                 Ok(connection) => return Ok(connection),
                 Err(Failure::Final(error)) => return Err(error),
+                // Until it can, or the time for connecting is over.
+                Err(Failure::TryLater) => tokio::time::sleep(TRY_LATER).await,
                 Err(Failure::BadReply(from)) => {
                     tracing::debug!(%from, "a node answered a handshake with garbage");
                     excluded.insert(from);
@@ -148,16 +157,17 @@ impl Connector {
         let session = handshake.finish().map_err(|_| ConnectError::InvalidHandshake)?;
 
         let is_open = public.is_some();
-        let remote = super::route::connect_stream(
-            inner,
-            &raw,
-            udx.id,
-            &answer,
-            &payload,
-            is_open,
-            first_packet,
-        )
-        .await?;
+        let punch = if is_open || !answer.is_relayed || payload.firewall == FirewallKind::Open {
+            None
+        } else {
+            ClientPunch::new(inner, target_of(&self.remote), &answer, &payload, &session)
+        };
+        let route = Route { inner, answer: &answer, payload: &payload, is_open };
+        let remote = match route.connect(&raw, udx.id, punch, first_packet).await {
+            Ok(remote) => remote,
+            Err(NoRoute::TryLater) => return Err(Failure::TryLater),
+            Err(NoRoute::Unreachable) => return Err(ConnectError::Unreachable.into()),
+        };
         self.remember(&answer, &payload);
         Ok(inner.adopt(Established { raw, session, remote }))
     }

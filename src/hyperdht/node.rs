@@ -14,6 +14,7 @@ use super::connection::{Connection, Established};
 use super::error::{AnnounceError, ConnectError, ListenError};
 use super::messages::commands;
 use super::options::{ConnectOptions, DhtOptions, Firewall, JoinOptions};
+use super::punch::throttle::{Permit, Throttle};
 use super::router::{self, RELAY_RATE};
 use super::rpc::message::NodeId;
 use super::rpc::nat::NatView;
@@ -60,6 +61,7 @@ pub(crate) struct Inner {
     /// Open connections' streams, by id, to be ended with the node.
     streams: Mutex<HashMap<u32, StreamHandle>>,
     local: LocalAddresses,
+    random_punches: Throttle,
 }
 
 /// What a node knows of itself, for a person.
@@ -127,6 +129,7 @@ impl HyperDht {
             servers: Mutex::default(),
             streams: Mutex::default(),
             local: LocalAddresses::default(),
+            random_punches: Throttle::new(),
         });
         for socket in sockets {
             inner.receive_from(socket);
@@ -318,6 +321,10 @@ impl HyperDht {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.inner.rpc.cancel.cancel();
+        // Those over the sockets of punches do not end with the node's own sockets.
+        let streams: Vec<StreamHandle> =
+            lock(&self.inner.streams).drain().map(|(_, stream)| stream).collect();
+        streams.iter().for_each(StreamHandle::destroy);
         self.inner.rpc.io.close();
     }
 }
@@ -337,6 +344,11 @@ impl Inner {
     /// Where peers on the same network reach our server socket.
     pub(crate) fn local_addresses(&self) -> Vec<SocketAddrV4> {
         self.local.of(self.rpc.io.server.local_addr())
+    }
+
+    /// Allows a punch with random ports, unless there are too many.
+    pub(crate) fn random_punch(&self) -> Option<Permit> {
+        self.random_punches.allow(*self.rpc.network_changes.borrow())
     }
 
     /// What a server of ours tells others to reach it, once it is announced.
@@ -385,7 +397,7 @@ impl Inner {
     }
 
     /// Carries out a command of HyperDHT (`index.js` `onrequest`).
-    fn on_command(self: &Arc<Self>, incoming: &Incoming) {
+    pub(crate) fn on_command(self: &Arc<Self>, incoming: &Incoming) {
         match incoming.request.command {
             commands::PEER_HANDSHAKE => return router::on_handshake(self, incoming),
             commands::PEER_HOLEPUNCH => return router::on_holepunch(self, incoming),

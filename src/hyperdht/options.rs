@@ -134,13 +134,14 @@ pub struct ConnectOptions {
     /// Addresses at which the peer itself may answer, or nodes that pass our handshake on to it.
     /// They are tried at once, before the network is asked.
     pub addresses: Vec<SocketAddr>,
-    /// How long connecting may take in all.
+    /// How long connecting may take in all. Only a hole punch through a NAT that changes ports takes
+    /// more than a few seconds: up to 35 s with a peer that runs JavaScript.
     pub timeout: Duration,
 }
 
 impl Default for ConnectOptions {
     fn default() -> Self {
-        Self { key_pair: None, addresses: Vec::new(), timeout: Duration::from_secs(15) }
+        Self { key_pair: None, addresses: Vec::new(), timeout: Duration::from_secs(50) }
     }
 }
 

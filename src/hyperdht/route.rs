@@ -5,8 +5,10 @@
 //! - The server is reachable by anybody: its public address.
 //! - We are: the server sends to us.
 //! - Otherwise both are behind something. On the same network, the server's local address answers a
-//!   ping; without a NAT in between, so does the address that the passing node saw. Whatever answers
-//!   first is the path, and so is a packet of the server's that arrives before.
+//!   ping. Otherwise a hole is punched ([`super::punch`]). Whatever answers first is the path, and so
+//!   is a packet of the server's that arrives before.
+//! - A server that offers no punch may still be without a NAT: the address that the passing node saw
+//!   answers a ping then.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
@@ -16,10 +18,10 @@ use tokio::task::JoinSet;
 
 use super::addresses::{is_bogon, is_reserved, match_address};
 use super::connect::HandshakeAnswer;
-use super::error::ConnectError;
 use super::messages::FirewallKind;
 use super::messages::handshake::NoisePayload;
 use super::node::Inner;
+use super::punch::client::{ClientPunch, PunchError};
 use super::rpc::Call;
 use super::rpc::io::{Attempts, RequestError};
 use super::rpc::serve::PING;
@@ -35,51 +37,101 @@ const HEAD_START: Duration = Duration::from_secs(1);
 /// How many addresses of a server are tried.
 const MAX_CANDIDATES: usize = 6;
 
-/// Connects `raw` to the server's stream `remote_id`. Returns where it is.
-pub(crate) async fn connect_stream(
-    inner: &Arc<Inner>,
-    raw: &UdxStream,
-    remote_id: u32,
-    answer: &HandshakeAnswer,
-    payload: &NoisePayload,
-    we_are_open: bool,
-    first_packet: impl Future<Output = Option<(UdxSocket, SocketAddr)>>,
-) -> Result<SocketAddr, ConnectError> {
-    if !answer.is_relayed {
-        raw.connect(&answer.socket.udx, remote_id, answer.via);
-        return Ok(answer.via);
+/// Why there is no path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoRoute {
+    /// None was found.
+    Unreachable,
+    /// The server has too many punches going on.
+    TryLater,
+}
+
+/// What is known of both sides after the handshake.
+pub(crate) struct Route<'a> {
+    pub inner: &'a Arc<Inner>,
+    pub answer: &'a HandshakeAnswer,
+    pub payload: &'a NoisePayload,
+    /// Whether anybody reaches us.
+    pub is_open: bool,
+}
+
+impl Route<'_> {
+    /// Connects `raw` to the server's stream `remote_id`. Returns where it is.
+    pub(crate) async fn connect(
+        self,
+        raw: &UdxStream,
+        remote_id: u32,
+        punch: Option<ClientPunch>,
+        first_packet: impl Future<Output = Option<(UdxSocket, SocketAddr)>>,
+    ) -> Result<SocketAddr, NoRoute> {
+        let answer = self.answer;
+        let (socket, address) = if answer.is_relayed {
+            self.find(punch, first_packet).await?
+        } else {
+            (answer.socket.udx.clone(), answer.via)
+        };
+        raw.connect(&socket, remote_id, address);
+        Ok(address)
     }
-    let candidates = if payload.firewall == FirewallKind::Open {
-        vec![public_address(payload, answer.server)]
-    } else if we_are_open {
-        Vec::new()
-    } else {
-        candidates(&inner.local_addresses(), answer, payload)
-    };
-    let socket = inner.rpc.socket();
-    let pong = async {
-        if we_are_open {
-            // The server sends to us at once, maybe from another of its sockets than the one that
-            // would answer a ping: that socket is the one to talk to.
-            tokio::time::sleep(HEAD_START).await;
+
+    async fn find(
+        self,
+        punch: Option<ClientPunch>,
+        first_packet: impl Future<Output = Option<(UdxSocket, SocketAddr)>>,
+    ) -> Result<(UdxSocket, SocketAddr), NoRoute> {
+        let Self { inner, answer, payload, is_open } = self;
+        let candidates = if payload.firewall == FirewallKind::Open {
+            vec![public_address(payload, answer.server)]
+        } else if is_open {
+            Vec::new()
+        } else {
+            candidates(&inner.local_addresses(), answer, payload, punch.is_none())
+        };
+        let mut is_waiting = is_open || !candidates.is_empty();
+        let socket = inner.rpc.socket();
+        let pong = async {
+            if is_open {
+                // The server sends to us at once, maybe from another of its sockets than the one that
+                // would answer a ping: that socket is the one to talk to.
+                tokio::time::sleep(HEAD_START).await;
+            }
+            first_pong(inner, &socket, candidates).await
+        };
+        let mut is_punching = punch.is_some();
+        let punched = async {
+            match punch {
+                Some(punch) => punch.run().await,
+                None => Err(PunchError::Impossible),
+            }
+        };
+        let first_packet = async {
+            match first_packet.await {
+                Some(path) => path,
+                None => std::future::pending().await,
+            }
+        };
+        let waited = tokio::time::sleep(TIMEOUT);
+        tokio::pin!(pong, punched, first_packet, waited);
+        let mut failure = NoRoute::Unreachable;
+        while is_punching || is_waiting {
+            tokio::select! {
+                biased;
+                path = &mut first_packet => return Ok(path),
+                Some(address) = &mut pong, if is_waiting => return Ok((socket.udx.clone(), address)),
+                outcome = &mut punched, if is_punching => match outcome {
+                    Ok(path) => return Ok(path),
+                    Err(error) => {
+                        tracing::debug!(?error, "no hole was punched");
+                        is_punching = false;
+                        if error == PunchError::TryLater {
+                            failure = NoRoute::TryLater;
+                        }
+                    }
+                },
+                () = &mut waited, if is_waiting => is_waiting = false,
+            }
         }
-        first_pong(inner, &socket, candidates).await
-    };
-    tokio::pin!(pong, first_packet);
-    let path = async {
-        tokio::select! {
-            biased;
-            Some((udx, address)) = &mut first_packet => Some((udx, address)),
-            Some(address) = &mut pong => Some((socket.udx.clone(), address)),
-            else => None,
-        }
-    };
-    match tokio::time::timeout(TIMEOUT, path).await {
-        Ok(Some((udx, address))) => {
-            raw.connect(&udx, remote_id, address);
-            Ok(address)
-        }
-        Ok(None) | Err(_) => Err(ConnectError::Unreachable),
+        Err(failure)
     }
 }
 
@@ -93,11 +145,13 @@ fn public_address(payload: &NoisePayload, seen: SocketAddr) -> SocketAddr {
     public.map_or(seen, |address| SocketAddr::V4(*address))
 }
 
-/// Where a server may be that not everybody reaches, likeliest first.
+/// Where a server may be that not everybody reaches, likeliest first; `with_seen` also at the address
+/// that the passing node saw.
 fn candidates(
     ours: &[SocketAddrV4],
     answer: &HandshakeAnswer,
     payload: &NoisePayload,
+    with_seen: bool,
 ) -> Vec<SocketAddr> {
     let is_same_network =
         answer.client.map(|client| IpAddr::V4(*client.ip())) == Some(answer.server.ip());
@@ -108,7 +162,9 @@ fn candidates(
         addresses.extend(match_address(ours, &usable).map(SocketAddr::V4));
         addresses.extend(usable.into_iter().map(SocketAddr::V4));
     }
-    addresses.insert(addresses.len().min(2), answer.server);
+    if with_seen {
+        addresses.insert(addresses.len().min(2), answer.server);
+    }
     let mut seen = std::collections::HashSet::new();
     addresses.retain(|address| address.port() != 0 && seen.insert(*address));
     addresses.truncate(MAX_CANDIDATES);

@@ -38,8 +38,10 @@ pub(crate) fn on_handshake(inner: &Arc<Inner>, incoming: &Incoming) {
             }
             _ => return,
         };
-        if let Some(noise) = server.on_handshake(&handshake.noise, peer, incoming) {
-            reply_as_server(inner, incoming, &handshake, noise);
+        if let Some((socket, noise)) = server.on_handshake(&handshake.noise, peer, incoming) {
+            // A punch starts from the socket that the client learns of by this.
+            let incoming = Incoming { socket, ..incoming.clone() };
+            reply_as_server(inner, &incoming, &handshake, noise);
         }
         return;
     }
@@ -135,16 +137,16 @@ pub(crate) fn on_holepunch(inner: &Arc<Inner>, incoming: &Incoming) {
             let (Some(server), Some(peer)) = (inner.server(&target), message.peer_address) else {
                 return;
             };
-            if let Some(payload) = server.on_holepunch(message.id, &message.payload, peer, incoming)
-            {
-                let reply = Holepunch {
-                    mode: Mode::FromServer,
-                    id: 0,
-                    payload,
-                    peer_address: message.peer_address,
-                };
-                inner.rpc.relay(incoming, reply.encode(), incoming.from);
-            }
+            let (server_node, incoming) = (Arc::clone(inner), incoming.clone());
+            inner.rpc.spawn(async move {
+                let answer =
+                    server.on_holepunch(message.id, &message.payload, peer, &incoming).await;
+                let Some((socket, payload)) = answer else { return };
+                let (mode, peer_address) = (Mode::FromServer, Some(peer));
+                let reply = Holepunch { mode, id: 0, payload, peer_address };
+                let to = incoming.from;
+                server_node.rpc.relay(&Incoming { socket, ..incoming }, reply.encode(), to);
+            });
         }
         Mode::FromServer => {
             let Some(client) = message.peer_address.filter(|_| relay.is_some()) else { return };

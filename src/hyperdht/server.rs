@@ -7,22 +7,25 @@
 
 use std::net::{SocketAddr, SocketAddrV4};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::addresses::{is_private, match_address};
 use super::announcer::Announcer;
 use super::cache::ExpiringMap;
 use super::connection::{Connection, Established};
 use super::messages::FirewallKind;
-use super::messages::handshake::{NoisePayload, UdxInfo, VERSION};
+use super::messages::handshake::{HolepunchInfo, NoisePayload, UdxInfo, VERSION};
 use super::messages::records::PeerRecord;
 use super::node::{Handle, Inner};
 use super::noise;
 use super::options::Firewall;
+use super::punch::puncher::Puncher;
+use super::punch::server::{Punches, ServerPunch};
 use super::rpc::Incoming;
 use super::rpc::message::NodeId;
 use super::rpc::socket::Socket;
@@ -31,7 +34,7 @@ use crate::crypto::{self, KeyPair, PublicKey};
 use crate::rate_limit::RateLimit;
 use crate::secret_stream::Session;
 use crate::sync::lock;
-use crate::udx::{StreamOptions, UdxStream};
+use crate::udx::{StreamOptions, UdxSocket, UdxStream};
 
 /// How long a decided handshake is remembered, and how long a client may take to send its first
 /// packet.
@@ -65,6 +68,9 @@ pub(crate) struct ServerShared {
     pub(crate) record: Bytes,
     firewall: Firewall,
     state: Mutex<State>,
+    /// Held while a handshake is decided, so that two copies of one are not decided twice.
+    deciding: Mutex<()>,
+    punches: Punches,
     accepted: mpsc::Sender<Connection>,
     pub(crate) announcer: Announcer,
     inner: Arc<Inner>,
@@ -73,9 +79,25 @@ pub(crate) struct ServerShared {
 
 struct State {
     /// By the hash of the client's message: our reply, or nothing when it was refused.
-    handshakes: ExpiringMap<Option<Vec<u8>>>,
+    handshakes: ExpiringMap<Option<Reply>>,
     half_open: usize,
     limit: RateLimit,
+}
+
+/// Our reply to a client's handshake.
+#[derive(Clone)]
+struct Reply {
+    noise: Vec<u8>,
+    /// The punch from whose socket it goes out.
+    punch: Option<Weak<ServerPunch>>,
+}
+
+/// A punch that is prepared while a handshake is decided.
+struct Prepared {
+    id: u64,
+    puncher: Puncher,
+    /// Whether the reply goes out from the puncher's socket.
+    replies: bool,
 }
 
 impl Server {
@@ -96,6 +118,8 @@ impl Server {
             record: record.encode().into(),
             firewall,
             state: Mutex::new(state),
+            deciding: Mutex::default(),
+            punches: Punches::default(),
             accepted,
             announcer: Announcer::new(keys.clone(), target),
             cancel: inner.rpc.cancel.child_token(),
@@ -165,14 +189,28 @@ impl ServerShared {
     }
 
     /// Decides on a client's Noise message. `relayed_for` is the client's address when a node passed
-    /// the message on. Returns our Noise message, or nothing to say nothing.
+    /// the message on. Returns our Noise message and the socket it goes through, or nothing to say
+    /// nothing.
     pub(crate) fn on_handshake(
         self: &Arc<Self>,
         noise: &[u8],
         relayed_for: Option<SocketAddrV4>,
         incoming: &Incoming,
-    ) -> Option<Vec<u8>> {
+    ) -> Option<(Socket, Vec<u8>)> {
+        let reply = self.reply_to(noise, relayed_for, incoming)?;
+        let punch = reply.punch.and_then(|punch| punch.upgrade());
+        let socket = punch.and_then(|punch| punch.socket());
+        Some((socket.unwrap_or_else(|| incoming.socket.clone()), reply.noise))
+    }
+
+    fn reply_to(
+        self: &Arc<Self>,
+        noise: &[u8],
+        relayed_for: Option<SocketAddrV4>,
+        incoming: &Incoming,
+    ) -> Option<Reply> {
         let key = crypto::hash(&[noise]);
+        let _deciding = lock(&self.deciding);
         {
             let mut state = lock(&self.state);
             state.handshakes.sweep();
@@ -197,7 +235,7 @@ impl ServerShared {
         noise: &[u8],
         relayed_for: Option<SocketAddrV4>,
         incoming: &Incoming,
-    ) -> Option<Vec<u8>> {
+    ) -> Option<Reply> {
         let client = relayed_for.map_or(incoming.from, SocketAddr::V4);
         let mut handshake = noise::responder(&self.keys).ok()?;
         let payload = handshake.read(noise).ok()?;
@@ -215,19 +253,23 @@ impl ServerShared {
             Some(udx) => (ERROR_NONE, Some(udx.id)),
         };
         let raw = client_stream.map(|_| self.inner.udx.create_stream(StreamOptions::default()));
-        let is_relayed = relayed_for.is_some();
-        let is_same_network = is_relayed && client.ip() == SocketAddr::V4(incoming.request.to).ip();
         let public = self.inner.rpc.remote_address();
+        let local_addresses = self.inner.local_addresses();
+        let prepared = match (public, relayed_for) {
+            (None, Some(client)) if raw.is_some() => {
+                self.prepare_punch(client, &payload, &local_addresses, incoming)
+            }
+            _ => None,
+        };
         let mut addresses4: Vec<SocketAddrV4> = public.into_iter().collect();
-        addresses4.extend(self.inner.local_addresses());
+        addresses4.extend(local_addresses);
         let reply = NoisePayload {
             version: VERSION,
             error,
             firewall: if public.is_some() { FirewallKind::Open } else { FirewallKind::Unknown },
-            holepunch: match public {
-                Some(_) => None,
-                None => self.holepunch_info(is_same_network),
-            },
+            holepunch: prepared
+                .as_ref()
+                .map(|punch| HolepunchInfo { id: punch.id, relays: self.announcer.relays() }),
             addresses4,
             addresses6: Vec::new(),
             udx: Some(UdxInfo {
@@ -239,45 +281,93 @@ impl ServerShared {
             relay_through: None,
             relay_addresses: self.announcer.relay_addresses(),
         };
-        let message = handshake.write(&reply.encode()).ok()?;
-        if let Some((raw, remote_id)) = raw.zip(client_stream) {
-            let session = handshake.finish().ok()?;
-            tracing::debug!(peer = %remote.short(), %client, is_relayed, "a handshake was admitted");
-            if !is_relayed {
-                let route = (incoming.socket.clone(), client);
-                self.open(raw, session, remote_id, Some(route));
-            } else if payload.firewall == FirewallKind::Open {
-                self.open(raw, session, remote_id, Some((self.inner.rpc.socket(), client)));
-            } else {
-                self.open(raw, session, remote_id, None);
-            }
+        let noise = handshake.write(&reply.encode()).ok()?;
+        let Some((raw, remote_id)) = raw.zip(client_stream) else {
+            return Some(Reply { noise, punch: None });
+        };
+        let session = handshake.finish().ok()?;
+        let is_relayed = relayed_for.is_some();
+        tracing::debug!(peer = %remote.short(), %client, is_relayed, "a handshake was admitted");
+        let route = if !is_relayed {
+            Some(incoming.socket.clone())
+        } else if payload.firewall == FirewallKind::Open {
+            Some(self.inner.rpc.socket())
+        } else {
+            None
+        };
+        if let Some(socket) = route {
+            HalfOpen::new(self).connect(raw, session, &socket.udx, remote_id, client);
+            return Some(Reply { noise, punch: None });
         }
-        Some(message)
+        let replies = prepared.as_ref().is_some_and(|punch| punch.replies);
+        let punch = prepared.map(|Prepared { id, puncher, .. }| {
+            Arc::new(ServerPunch::new(&self.inner, id, puncher, &session))
+        });
+        let answering = punch.as_ref().filter(|_| replies).map(Arc::downgrade);
+        self.open(raw, session, remote_id, punch);
+        Some(Reply { noise, punch: answering })
     }
 
-    /// Connects an admitted client's stream: over `route`, or over whatever brings its first packet.
+    /// Gets ready for a punch with a client that a node passed on, unless that cannot come about.
+    fn prepare_punch(
+        &self,
+        client: SocketAddrV4,
+        payload: &NoisePayload,
+        ours: &[SocketAddrV4],
+        incoming: &Incoming,
+    ) -> Option<Prepared> {
+        if payload.firewall == FirewallKind::Open || self.announcer.relays().is_empty() {
+            return None;
+        }
+        let id = self.punches.reserve()?;
+        let puncher = ServerPunch::open(&self.inner, id, payload.firewall)?;
+        // A client behind the same NAT reaches our own socket by its local address, and the
+        // reference tries that only at the address that the reply comes from.
+        let is_same_network = client.ip() == incoming.request.to.ip() && {
+            let private = payload.addresses4.iter().filter(|address| is_private(*address.ip()));
+            match_address(ours, &private.copied().collect::<Vec<_>>()).is_some()
+        };
+        Some(Prepared { id, puncher, replies: !is_same_network })
+    }
+
+    /// Answers a client's message about the punch of handshake `id`.
+    pub(crate) async fn on_holepunch(
+        &self,
+        id: u64,
+        payload: &[u8],
+        client: SocketAddrV4,
+        incoming: &Incoming,
+    ) -> Option<(Socket, Vec<u8>)> {
+        let is_trusted = self.announcer.is_relay(incoming.from);
+        self.punches.get(id)?.on_message(payload, client, is_trusted, incoming).await
+    }
+
+    /// Connects an admitted client's stream over whatever brings its first packet.
     fn open(
         self: &Arc<Self>,
         raw: UdxStream,
         session: Session,
         remote_id: u32,
-        route: Option<(Socket, SocketAddr)>,
+        punch: Option<Arc<ServerPunch>>,
     ) {
         let half_open = HalfOpen::new(self);
         let first_packet = raw.on_first_packet();
-        if let Some((socket, client)) = route {
-            raw.connect(&socket.udx, remote_id, client);
-            half_open.deliver(raw, session, client);
-            return;
+        if let Some(punch) = &punch {
+            self.punches.insert(punch);
         }
         self.inner.rpc.spawn(async move {
-            match tokio::time::timeout(HANDSHAKE_AGE, first_packet).await {
-                Ok(Some((socket, client))) => {
-                    raw.connect(&socket, remote_id, client);
-                    half_open.deliver(raw, session, client);
+            let given_up = async {
+                match &punch {
+                    Some(punch) => punch.ended().await,
+                    None => tokio::time::sleep(HANDSHAKE_AGE).await,
                 }
-                Ok(None) => {}
-                Err(_) => tracing::debug!("an admitted client never sent a packet"),
+            };
+            tokio::select! {
+                biased;
+                first = first_packet => if let Some((socket, client)) = first {
+                    half_open.connect(raw, session, &socket, remote_id, client);
+                },
+                () = given_up => tracing::debug!("an admitted client never sent a packet"),
             }
         });
     }
@@ -294,7 +384,15 @@ impl HalfOpen {
         Self { server: Arc::clone(server) }
     }
 
-    fn deliver(self, raw: UdxStream, session: Session, remote: SocketAddr) {
+    fn connect(
+        self,
+        raw: UdxStream,
+        session: Session,
+        socket: &UdxSocket,
+        remote_id: u32,
+        remote: SocketAddr,
+    ) {
+        raw.connect(socket, remote_id, remote);
         let connection = self.server.inner.adopt(Established { raw, session, remote });
         if self.server.accepted.try_send(connection).is_err() {
             tracing::warn!("a connection was dropped because nobody accepts connections");

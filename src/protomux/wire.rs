@@ -183,7 +183,7 @@ pub(super) fn batch(local: u64, messages: &[(u32, Vec<Bytes>)]) -> Vec<Bytes> {
             }
         }
     }
-    if writer.len() > 0 {
+    if !writer.as_slice().is_empty() {
         all.push(writer.into_vec().into());
     }
     all

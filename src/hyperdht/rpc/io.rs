@@ -117,13 +117,6 @@ impl Io {
         Self { server, client, state: Mutex::new(state), room: Notify::new() }
     }
 
-    pub(crate) fn socket(&self, kind: SocketKind) -> &Socket {
-        match kind {
-            SocketKind::Server => &self.server,
-            SocketKind::Client => &self.client,
-        }
-    }
-
     /// Sends the packet that `encode` makes for a fresh transaction id until it is answered.
     /// `on_slow` is called once, when the first packet was not answered in time. Cancel safe.
     pub(crate) async fn exchange(

@@ -229,9 +229,8 @@ impl Rpc {
 
     /// The socket for whatever we start ourselves.
     pub(crate) fn socket(&self) -> Socket {
-        let kind =
-            if lock(&self.state).firewalled { SocketKind::Client } else { SocketKind::Server };
-        self.io.socket(kind).clone()
+        let is_firewalled = lock(&self.state).firewalled;
+        if is_firewalled { self.io.client.clone() } else { self.io.server.clone() }
     }
 
     /// Our id, when we are a persistent node.

@@ -1,4 +1,4 @@
-//! One of a node's two UDP sockets.
+//! A node's UDP sockets: two that it always has, and those of hole punches.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,6 +13,8 @@ pub(crate) enum SocketKind {
     /// Bound to any port; firewalled nodes ask through it, so that packets on the server socket prove
     /// that it is open.
     Client,
+    /// Bound to any port for one hole punch.
+    Punch,
 }
 
 /// A bound socket. All addresses in and out are canonical: IPv4 peers are IPv4, also on IPv6 sockets.
