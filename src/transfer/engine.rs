@@ -34,7 +34,7 @@ pub(super) struct Engine {
     /// Transfers that are not finished, by id.
     live: Mutex<HashMap<String, Arc<Live>>>,
     lines: Mutex<HashMap<PublicKey, Arc<Line>>>,
-    /// One new request at a time, so that one book is asked for once.
+    /// One new request for a book at a time, so that it is asked for once.
     pub(super) requesting: Turns,
     pub(super) closing: CancellationToken,
     pub(super) tasks: TaskTracker,

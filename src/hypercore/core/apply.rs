@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 impl Core {
     /// Verifies what a peer sent and takes it over. Reads see it at once; it is on disk within about
-    /// 50 ms or 512 KiB, see [`Core::flush`]. Needs a tokio runtime.
+    /// 50 ms or 256 KiB, see [`Core::flush`]. Needs a tokio runtime.
     ///
     /// Nothing changes when it fails. [`ApplyError::is_violation`] tells whose fault it was.
     pub fn apply(&self, data: &Data) -> Result<Applied, ApplyError> {
