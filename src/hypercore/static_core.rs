@@ -11,22 +11,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use blake2b_simd::Params;
-use blake2b_simd::many::{HashManyJob, degree, hash_many};
+use blake2b_simd::many::degree;
 
 use super::block_file::{FileStamp, read_exact_at};
 use super::core::CancelOnDrop;
 use super::error::CoreError;
 use super::manifest::Manifest;
 use super::messages::Node;
+use super::node;
 use super::tree::{Batch, Roots};
-use crate::crypto::{Hash, KEY_LENGTH};
+use crate::crypto::Hash;
 
 /// Bytes a block of a book; the last one is shorter.
 pub const BLOCK_SIZE: u64 = 64 * 1024;
-
-/// What stands before a block's bytes in its leaf's hash: a type and the size.
-const PREFIX: usize = 9;
 
 /// Told how many bytes of how many are done. Called on a blocking thread, about once a mebibyte.
 pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
@@ -154,17 +151,11 @@ impl<'a> LeafHasher<'a> {
 }
 
 /// A buffer for each lane.
-struct Lanes {
-    params: Params,
-    buffers: Vec<Vec<u8>>,
-}
+struct Lanes(Vec<Vec<u8>>);
 
 impl Lanes {
     fn new() -> Self {
-        let mut params = Params::new();
-        params.hash_length(KEY_LENGTH);
-        let buffer = vec![0; PREFIX + BLOCK_SIZE as usize];
-        Self { params, buffers: vec![buffer; degree().max(1)] }
+        Self(vec![vec![0; BLOCK_SIZE as usize]; degree().max(1)])
     }
 
     /// The leaves of the blocks in `range` of a file of `size` bytes.
@@ -172,36 +163,20 @@ impl Lanes {
         let mut leaves = Vec::with_capacity((range.end - range.start) as usize);
         let mut at = range.start;
         while at < range.end {
-            let mut lengths = Vec::with_capacity(self.buffers.len());
-            for (buffer, index) in self.buffers.iter_mut().zip(at..range.end) {
+            let mut blocks = Vec::with_capacity(self.0.len());
+            for (buffer, index) in self.0.iter_mut().zip(at..range.end) {
                 let length = (size - index * BLOCK_SIZE).min(BLOCK_SIZE);
-                let Some((prefix, block)) = buffer.split_at_mut_checked(PREFIX) else { continue };
-                prefix[1..].copy_from_slice(&length.to_le_bytes());
-                let block = block.get_mut(..length as usize).unwrap_or_default();
+                let block = buffer.get_mut(..length as usize).unwrap_or_default();
                 match read_exact_at(file, block, index * BLOCK_SIZE) {
-                    Ok(()) => lengths.push(length),
+                    Ok(()) => blocks.push((index, &*block)),
                     Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                         return Err(CoreError::FileChanged);
                     }
                     Err(error) => return Err(error.into()),
                 }
             }
-            let mut jobs: Vec<_> = self
-                .buffers
-                .iter()
-                .zip(&lengths)
-                .map(|(buffer, length)| {
-                    let bytes = buffer.get(..PREFIX + *length as usize).unwrap_or_default();
-                    HashManyJob::new(&self.params, bytes)
-                })
-                .collect();
-            hash_many(&mut jobs);
-            for (job, length) in jobs.iter().zip(&lengths) {
-                let mut hash = [0; KEY_LENGTH];
-                hash.copy_from_slice(job.to_hash().as_bytes());
-                leaves.push(Node { index: 2 * at, size: *length, hash });
-                at += 1;
-            }
+            at += blocks.len() as u64;
+            leaves.extend(node::leaves(&blocks));
         }
         Ok(leaves)
     }
@@ -212,7 +187,6 @@ mod tests {
     use super::*;
     use crate::hypercore::memory::MemoryStorage;
     use crate::hypercore::messages::{RequestNode, RequestUpgrade};
-    use crate::hypercore::node;
     use crate::hypercore::{
         ApplyError, BlockSource, Core, Data, FileAccess, OpenOptions, Request, Storage,
     };
