@@ -107,6 +107,12 @@ impl Storage for CoreStore {
             return Box::pin(std::future::ready(Err(error)));
         }
         detached(async move {
+            let is_there =
+                shared.database.read(|c| Ok::<_, StoreError>(rows::id(c, &key)?.is_some()));
+            if let Ok(false) = is_there {
+                lock(&shared.open).remove(&key);
+                return Ok(());
+            }
             let removed = shared
                 .database
                 .write_with(Durability::Process, move |transaction| {

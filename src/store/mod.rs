@@ -1,31 +1,29 @@
 //! The SQLite database of a node: one writer thread with group commit, and read connections.
 //!
 //! WAL mode, one file. Writes are closures sent to the writer thread; all that wait at the same
-//! moment share one transaction and one sync to disk, each under a savepoint of its own, so that one
-//! that fails does not undo its neighbours. An acknowledged [`Database::write`] survives `kill -9` and
-//! power loss. Reads run on the caller's thread over a small pool of read-only connections and see
-//! every acknowledged write.
+//! moment share one transaction, each under a savepoint of its own, so that one that fails does not undo
+//! its neighbours. An acknowledged [`Database::write`] survives `kill -9` and power loss: a second thread
+//! syncs the log for all that wait for it, while the next transactions run. Reads run on the caller's
+//! thread over a small pool of read-only connections and see every acknowledged write.
 
 mod cores;
 mod schema;
+mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 
 use rusqlite::{Connection, ErrorCode as SqliteCode, OpenFlags, Transaction};
 use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorCode};
 use crate::sync::lock;
+use writer::{Finish, Job, Ran, Writer};
 
 pub use cores::CoreStore;
 
 /// How many writes may wait for the writer thread; further callers wait (their future stays pending).
 const WRITE_QUEUE: usize = 1024;
-/// How many writes one transaction takes at most.
-const GROUP_LIMIT: usize = 512;
 /// How many idle read connections are kept.
 const IDLE_READERS: usize = 2;
 /// What each connection keeps of the database, in KiB. The system keeps it anyway; this saves calls, once
@@ -83,17 +81,6 @@ pub enum Durability {
     Power,
 }
 
-struct Job {
-    durability: Durability,
-    /// Runs in the transaction, or learns that none could be begun.
-    run: Box<Run>,
-}
-
-type Run = dyn FnOnce(Result<&Transaction<'_>, &rusqlite::Error>) -> Finish + Send;
-
-/// Told whether the transaction that the job ran in was committed.
-type Finish = Box<dyn FnOnce(Result<(), &rusqlite::Error>) + Send>;
-
 /// A handle to the open database; clones share it.
 #[derive(Clone)]
 pub struct Database {
@@ -107,28 +94,20 @@ struct Inner {
     slots: Arc<tokio::sync::Semaphore>,
 }
 
-struct Writer {
-    jobs: std_mpsc::Sender<Job>,
-    thread: JoinHandle<()>,
-}
-
 impl Database {
     /// Opens or creates the database at `path` and brings its schema up to date. Blocks on disk.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let mut connection = Connection::open(path)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", "FULL")?;
+        // The log is synced by the writer's own second thread; checkpoints sync both files.
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
         configure(&connection, WRITER_CACHE)?;
         schema::migrate(&mut connection)?;
-        let (jobs, queue) = std_mpsc::channel();
-        let thread = std::thread::Builder::new()
-            .name("alex-p2p-db".into())
-            .spawn(move || run_writer(connection, &queue))
-            .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
+        let writer = Writer::start(connection, path)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 path: path.to_owned(),
-                writer: Mutex::new(Some(Writer { jobs, thread })),
+                writer: Mutex::new(Some(writer)),
                 readers: Mutex::new(Vec::new()),
                 slots: Arc::new(tokio::sync::Semaphore::new(WRITE_QUEUE)),
             }),
@@ -159,9 +138,10 @@ impl Database {
         let (reply, answer) = oneshot::channel();
         let run = move |transaction: Result<&Transaction<'_>, &rusqlite::Error>| {
             let outcome = match transaction {
-                Ok(transaction) => in_savepoint(transaction, work),
+                Ok(transaction) => guarded(transaction, work),
                 Err(error) => Err(E::from(copy_error(error).into())),
             };
+            let is_done = outcome.is_ok();
             let finish: Finish = Box::new(move |committed| {
                 drop(slot);
                 let outcome = match committed {
@@ -171,13 +151,12 @@ impl Database {
                 // The caller may have gone; the work stands all the same.
                 let _ = reply.send(outcome);
             });
-            finish
+            Ran { is_done, finish }
         };
         {
             let writer = lock(&self.inner.writer);
             let writer = writer.as_ref().ok_or_else(|| E::from(StoreError::Closed))?;
-            let job = Job { durability, run: Box::new(run) };
-            writer.jobs.send(job).map_err(|_| E::from(StoreError::Closed))?;
+            writer.send(Job { durability, run: Box::new(run) })?;
         }
         answer.await.map_err(|_| E::from(StoreError::Closed))?
     }
@@ -209,11 +188,8 @@ impl Database {
         self.inner.slots.close();
         // The writer must be the last to close: it puts the log back into the file, readers cannot.
         lock(&self.inner.readers).clear();
-        if let Some(Writer { jobs, thread }) = writer {
-            drop(jobs);
-            if thread.join().is_err() {
-                tracing::error!("the database writer thread panicked");
-            }
+        if let Some(writer) = writer {
+            writer.close();
         }
         lock(&self.inner.readers).clear();
     }
@@ -233,83 +209,13 @@ fn open_reader(path: &Path) -> Result<Connection, rusqlite::Error> {
     Ok(connection)
 }
 
-fn in_savepoint<T, E: From<StoreError>>(
+/// Runs a write; a panic is an error of this write alone.
+fn guarded<T, E: From<StoreError>>(
     transaction: &Transaction<'_>,
     work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
 ) -> Result<T, E> {
-    let sql = |text: &str| {
-        transaction.execute_batch(text).map_err(|error| E::from(StoreError::from(error)))
-    };
-    sql("SAVEPOINT job")?;
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(transaction))) {
-        Ok(Ok(value)) => {
-            sql("RELEASE job")?;
-            Ok(value)
-        }
-        Ok(Err(error)) => {
-            sql("ROLLBACK TO job; RELEASE job")?;
-            Err(error)
-        }
-        Err(_) => {
-            sql("ROLLBACK TO job; RELEASE job")?;
-            Err(E::from(StoreError::Sqlite(rusqlite::Error::UnwindingPanic)))
-        }
-    }
-}
-
-fn run_writer(mut connection: Connection, queue: &std_mpsc::Receiver<Job>) {
-    let mut synced = Durability::Power;
-    while let Ok(first) = queue.recv() {
-        let mut group = vec![first];
-        while group.len() < GROUP_LIMIT {
-            let Ok(job) = queue.try_recv() else { break };
-            group.push(job);
-        }
-        let needed = group.iter().map(|job| job.durability).max().unwrap_or(Durability::Power);
-        let (finishes, committed) = run_group(&mut connection, group, needed, &mut synced);
-        if let Err(error) = &committed {
-            tracing::error!(%error, "a transaction failed");
-        }
-        for finish in finishes {
-            finish(committed.as_ref().copied());
-        }
-    }
-    if let Err((_, error)) = connection.close() {
-        tracing::warn!(%error, "the database did not close cleanly");
-    }
-}
-
-fn begin<'c>(
-    connection: &'c mut Connection,
-    needed: Durability,
-    synced: &mut Durability,
-) -> Result<Transaction<'c>, rusqlite::Error> {
-    if needed != *synced {
-        let level = if needed == Durability::Power { "FULL" } else { "NORMAL" };
-        connection.pragma_update(None, "synchronous", level)?;
-        *synced = needed;
-    }
-    connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
-}
-
-/// Runs the jobs in one transaction. `synced` remembers what the connection is set to.
-fn run_group(
-    connection: &mut Connection,
-    group: Vec<Job>,
-    needed: Durability,
-    synced: &mut Durability,
-) -> (Vec<Finish>, Result<(), rusqlite::Error>) {
-    let begun = begin(connection, needed, synced);
-    match begun {
-        Ok(transaction) => {
-            let finishes = group.into_iter().map(|job| (job.run)(Ok(&transaction))).collect();
-            (finishes, transaction.commit())
-        }
-        Err(error) => {
-            let finishes = group.into_iter().map(|job| (job.run)(Err(&error))).collect();
-            (finishes, Err(error))
-        }
-    }
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(transaction)))
+        .unwrap_or_else(|_| Err(E::from(StoreError::Sqlite(rusqlite::Error::UnwindingPanic))))
 }
 
 /// `rusqlite::Error` is not `Clone`; what callers look at is kept.

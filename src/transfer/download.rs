@@ -92,12 +92,12 @@ impl Engine {
         let closed = core.close().await;
         let mut record = live.record.lock().await;
         record.bytes = meter.progress(Instant::now()).bytes;
-        let written = self.save(&record, Durability::Process).await;
-        drop(record);
         if let End::Whole = end {
+            // What comes next is written down with it.
             closed?;
-            written?;
             live.is_verified.store(core.is_verified_here(), Ordering::Relaxed);
+        } else if let Err(error) = self.save(&record, Durability::Process).await {
+            tracing::warn!(%error, "how much of a book is here could not be written down");
         }
         Ok(end)
     }
@@ -133,7 +133,7 @@ impl Engine {
         // Fetched in one go, every block was verified as it was written. After a crash, what the disk has is
         // looked at again.
         let is_verified = live.is_verified.swap(false, Ordering::Relaxed)
-            && tokio::fs::metadata(&part).await.is_ok_and(|file| file.len() == book.byte_length);
+            && std::fs::metadata(&part).is_ok_and(|file| file.len() == book.byte_length);
         if !is_verified && !is_book(&part, &book).await? {
             return Err(Error::new(
                 ErrorCode::Corrupt,

@@ -3,11 +3,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rusqlite::Connection;
-use tokio::sync::{MutexGuard, mpsc, watch};
+use tokio::sync::{OwnedMutexGuard, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -31,6 +31,9 @@ pub(super) struct Engine {
     pub(super) options: TransferOptions,
     pub(super) shelf: Shelf,
     pub(super) parts: Parts,
+    unsaved: Arc<Mutex<Unsaved>>,
+    /// How many transfers have finished; old ones are forgotten once in a while.
+    finished: AtomicU32,
     /// Transfers that are not finished, by id.
     live: Mutex<HashMap<String, Arc<Live>>>,
     lines: Mutex<HashMap<PublicKey, Arc<Line>>>,
@@ -40,17 +43,29 @@ pub(super) struct Engine {
     pub(super) tasks: TaskTracker,
 }
 
-/// Locks by what is asked for: requests for one book wait for each other, those for others do not have to.
+/// Records that are about to be written down, together.
 #[derive(Default)]
-pub(super) struct Turns([tokio::sync::Mutex<()>; 32]);
+struct Unsaved {
+    records: HashMap<String, Record>,
+    /// Whether the writer was told.
+    is_told: bool,
+}
+
+/// How often transfers that finished long ago are looked for: each time so many more have finished.
+const PRUNE_EVERY: u32 = 32;
+
+/// Locks by what they are for: what is about one thing waits its turn, what is about others mostly does not
+/// have to.
+#[derive(Default)]
+pub(super) struct Turns([Arc<tokio::sync::Mutex<()>>; 32]);
 
 impl Turns {
-    /// Waits for the turn of a book of a peer.
-    pub(super) async fn of(&self, peer: &PublicKey, book_id: &str) -> Option<MutexGuard<'_, ()>> {
+    /// Waits for the turn of `key`. Turns are given in the order in which they were asked for.
+    pub(super) async fn of(&self, key: impl Hash) -> Option<OwnedMutexGuard<()>> {
         let mut hasher = DefaultHasher::new();
-        (peer.as_bytes(), book_id).hash(&mut hasher);
+        key.hash(&mut hasher);
         let number = hasher.finish() as usize % self.0.len();
-        Some(self.0.get(number)?.lock().await)
+        Some(Arc::clone(self.0.get(number)?).lock_owned().await)
     }
 }
 
@@ -66,6 +81,24 @@ pub(super) struct Live {
     pub(super) ticket: Mutex<Option<Ticket>>,
     /// Incoming: every block of the file was verified and written in this run of the program.
     pub(super) is_verified: AtomicBool,
+    /// There is an [`Ending`] of it.
+    is_ending: AtomicBool,
+}
+
+/// Held while it is written down that the peer ended an outgoing transfer.
+pub(super) struct Ending(Arc<Live>);
+
+impl Ending {
+    pub(super) fn of(live: Arc<Live>) -> Self {
+        live.is_ending.store(true, Ordering::Relaxed);
+        Self(live)
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.is_ending.store(false, Ordering::Relaxed);
+    }
 }
 
 /// A task that can be told to stop.
@@ -80,6 +113,8 @@ pub(super) struct Line {
     /// Held while the connection comes or goes.
     pub(super) turn: tokio::sync::Mutex<()>,
     link: Mutex<Option<Link>>,
+    /// Whether somebody waits for the turn to ask for what is queued.
+    pub(super) is_to_ask: AtomicBool,
     /// Outgoing transfers that may flow now.
     slots: Mutex<HashSet<String>>,
 }
@@ -109,6 +144,7 @@ impl Live {
             job: Mutex::default(),
             ticket: Mutex::default(),
             is_verified: AtomicBool::new(false),
+            is_ending: AtomicBool::new(false),
         }
     }
 
@@ -117,6 +153,12 @@ impl Live {
         if let Some(job) = &*lock(&self.job) {
             job.stop.cancel();
         }
+    }
+
+    /// Whether it is an unfinished transfer with this peer.
+    fn is_with(&self, peer: &str, direction: Direction) -> bool {
+        let info = self.info.borrow();
+        info.peer == peer && info.direction == direction && !info.state.is_terminal()
     }
 
     /// Stops the job, and gives it to be waited for.
@@ -156,6 +198,8 @@ impl Engine {
             options,
             shelf,
             parts,
+            unsaved: Arc::default(),
+            finished: AtomicU32::new(0),
             live: Mutex::default(),
             lines: Mutex::default(),
             requesting: Turns::default(),
@@ -186,12 +230,15 @@ impl Engine {
         if self.closing.is_cancelled() { Err(Error::closed()) } else { Ok(()) }
     }
 
-    /// Writes a record down.
+    /// Writes a record down. Its lock is held, unless nobody else has it yet.
     pub(super) async fn save(&self, record: &Record, survives: Durability) -> Result<()> {
+        lock(&self.unsaved).records.remove(&record.id);
         let record = record.clone();
+        let prunes = record.state.is_terminal()
+            && self.finished.fetch_add(1, Ordering::Relaxed).is_multiple_of(PRUNE_EVERY);
         let write = self.options.database.write_with(survives, move |transaction| {
             table::put(transaction, &record)?;
-            if record.state.is_terminal() {
+            if prunes {
                 table::prune(transaction, record.direction, &record.peer)?;
             }
             Ok::<_, StoreError>(())
@@ -199,11 +246,59 @@ impl Engine {
         Ok(write.await?)
     }
 
+    /// Writes a record down soon, with all others that changed meanwhile. For steps that are taken anew when
+    /// they are forgotten.
+    fn save_soon(&self, record: Record) {
+        let mut unsaved = lock(&self.unsaved);
+        unsaved.records.insert(record.id.clone(), record);
+        if std::mem::replace(&mut unsaved.is_told, true) {
+            return;
+        }
+        let (database, shared) = (self.options.database.clone(), Arc::clone(&self.unsaved));
+        self.spawn(async move {
+            // Taken when its turn comes, so that nothing older is written over something newer.
+            let write = database.write_with(Durability::Process, move |transaction| {
+                let Unsaved { records, .. } = std::mem::take(&mut *lock(&shared));
+                records.values().try_for_each(|record| table::put(transaction, record))
+            });
+            if let Err(error) = write.await {
+                tracing::warn!(%error, "where transfers stand could not be written down");
+            }
+        });
+    }
+
     /// The live transfer of a record; the one that is there already, if it is.
     pub(super) fn adopt(&self, record: Record) -> Arc<Live> {
         let mut live = lock(&self.live);
         let entry = live.entry(record.id.clone());
         Arc::clone(entry.or_insert_with(|| Arc::new(Live::new(record))))
+    }
+
+    /// [`Engine::adopt`] and write down, for what a peer asks for. `None` when it has `limit` requests open.
+    pub(super) async fn adopt_within(
+        &self,
+        limit: usize,
+        record: Record,
+    ) -> Result<Option<Arc<Live>>> {
+        let (peer, added) = (record.peer.to_z32(), Arc::new(Live::new(record)));
+        // Whoever finds it before it is written down waits.
+        let record = added.record.lock().await;
+        {
+            let mut live = lock(&self.live);
+            let open = live.values().filter(|live| {
+                live.is_with(&peer, Direction::Outgoing) && !live.is_ending.load(Ordering::Relaxed)
+            });
+            if open.count() >= limit {
+                return Ok(None);
+            }
+            live.insert(record.id.clone(), Arc::clone(&added));
+        }
+        if let Err(error) = self.save(&record, Durability::Process).await {
+            lock(&self.live).remove(&record.id);
+            return Err(error);
+        }
+        drop(record);
+        Ok(Some(added))
     }
 
     /// A transfer that is not finished.
@@ -235,26 +330,22 @@ impl Engine {
     pub(super) fn with_peer(&self, peer: &PublicKey, direction: Direction) -> Vec<Arc<Live>> {
         let key = peer.to_z32();
         let live = lock(&self.live);
-        let is_one = |live: &&Arc<Live>| {
-            let info = live.info.borrow();
-            info.peer == key && info.direction == direction && !info.state.is_terminal()
-        };
-        let mut found: Vec<_> = live.values().filter(is_one).cloned().collect();
-        found.sort_by_key(|live| {
-            let info = live.info.borrow();
-            (info.created_at, info.id.clone())
-        });
+        let mut found: Vec<_> =
+            live.values().filter(|live| live.is_with(&key, direction)).cloned().collect();
+        found.sort_by_cached_key(|live| (live.info.borrow().created_at, live.id.clone()));
         found
     }
 
-    /// Moves a transfer on: first in the database, then for everybody to see.
+    /// Moves a transfer on: first in the database, unless it need not survive, then for everybody to see.
+    /// What is sent `before` it is seen comes before whatever follows from it.
     pub(super) async fn move_to(
         &self,
         live: &Live,
         record: &mut Record,
         next: State,
-        survives: Durability,
+        survives: Option<Durability>,
         change: impl FnOnce(&mut Record),
+        before: impl FnOnce(&Record),
     ) -> Result<()> {
         let mut changed = record.clone();
         let moved = changed.state != next;
@@ -265,9 +356,13 @@ impl Engine {
         }
         change(&mut changed);
         if changed != *record {
-            self.save(&changed, survives).await?;
+            match survives {
+                Some(survives) => self.save(&changed, survives).await?,
+                None => self.save_soon(changed.clone()),
+            }
         }
         *record = changed;
+        before(record);
         live.info.send_replace(record.info());
         if moved {
             tracing::debug!(
@@ -320,15 +415,18 @@ impl Engine {
         }
     }
 
-    /// Notes that the peer was told how a transfer ended.
-    pub(super) async fn note_told(&self, id: String) {
-        let write = self.options.database.write_with(Durability::Process, move |transaction| {
-            transaction.execute("UPDATE transfers SET told = 1 WHERE id = ?1", [id])?;
-            Ok::<_, StoreError>(())
+    /// Notes that the peer was told how a transfer ended; the next message does not wait for that.
+    pub(super) fn note_told(&self, id: String) {
+        let database = self.options.database.clone();
+        self.spawn(async move {
+            let write = database.write_with(Durability::Process, move |transaction| {
+                transaction.execute("UPDATE transfers SET told = 1 WHERE id = ?1", [id])?;
+                Ok::<_, StoreError>(())
+            });
+            if let Err(error) = write.await {
+                tracing::debug!(%error, "a finished transfer will be told of again");
+            }
         });
-        if let Err(error) = write.await {
-            tracing::debug!(%error, "a finished transfer will be told of again");
-        }
     }
 
     /// Runs a task until the engine closes.

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
-use super::engine::{Engine, Letter, Line, Link};
+use super::engine::{Engine, Letter, Line, Link, Turns};
 use super::message::{Hello, MAX_MESSAGE_BYTES, Message, PROTOCOL};
 use super::state::Direction;
 use crate::crypto::PublicKey;
@@ -111,26 +112,44 @@ impl Engine {
         };
         let line = self.line(&peer);
         self.link_up(peer, &line, link.clone()).await;
+        let mut heard = JoinSet::new();
         let ended = tokio::select! {
-            result = self.read(peer, channel) => result,
+            result = self.read(peer, channel, &mut heard) => result,
             () = self.write(peer, channel, letters) => Ok(()),
             () = self.keep_asking(peer) => Ok(()),
             () = link.hang_up.cancelled() => Ok(()),
         };
+        // Nothing moves a transfer on once it has heard that the connection is gone.
+        heard.shutdown().await;
         self.link_down(peer, &line, link.number).await;
         channel.close();
         ended
     }
 
-    async fn read(self: &Arc<Self>, peer: PublicKey, channel: &Channel) -> Result<(), String> {
+    /// Acts on the peer's messages, in the order in which they come for each request; those about others
+    /// do not wait for each other's writes to disk.
+    async fn read(
+        self: &Arc<Self>,
+        peer: PublicKey,
+        channel: &Channel,
+        heard: &mut JoinSet<()>,
+    ) -> Result<(), String> {
+        let turns = Turns::default();
         let mut nonsense = 0;
         while let Some(message) = channel.recv().await {
+            while heard.try_join_next().is_some() {}
             match Message::decode(message.kind, &message.data) {
-                Ok(Message::Request(request)) => self.on_request(peer, request).await,
-                Ok(Message::Cancel(cancel)) => self.on_cancel(peer, &cancel.id).await,
-                Ok(Message::Done(done)) => self.on_done(peer, &done.id).await,
-                Ok(Message::Reply(reply)) => self.on_reply(peer, reply).await,
-                Ok(Message::Unknown(_)) => {}
+                Ok(message) => {
+                    let Some(id) = message.request_id() else { continue };
+                    let turn = turns.of(id).await;
+                    // What the peer asks for next counts on it.
+                    let ending = self.ending(&peer, &message);
+                    let engine = Arc::clone(self);
+                    heard.spawn(async move {
+                        engine.hear(peer, message).await;
+                        drop((turn, ending));
+                    });
+                }
                 Err(error) => {
                     nonsense += 1;
                     tracing::debug!(peer = peer.short(), %error, "ignored a message");
@@ -141,6 +160,16 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    async fn hear(self: &Arc<Self>, peer: PublicKey, message: Message) {
+        match message {
+            Message::Request(request) => self.on_request(peer, request).await,
+            Message::Cancel(cancel) => self.on_cancel(peer, &cancel.id).await,
+            Message::Done(done) => self.on_done(peer, &done.id).await,
+            Message::Reply(reply) => self.on_reply(peer, reply).await,
+            Message::Unknown(_) => {}
+        }
     }
 
     async fn write(&self, peer: PublicKey, channel: &Channel, mut letters: mpsc::Receiver<Letter>) {
@@ -155,7 +184,7 @@ impl Engine {
                 }
             }
             if let Some(id) = tells {
-                self.note_told(id).await;
+                self.note_told(id);
             }
         }
     }

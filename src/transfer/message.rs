@@ -206,6 +206,18 @@ impl Message {
         }
     }
 
+    /// The request that it is about.
+    #[must_use]
+    pub fn request_id(&self) -> Option<&str> {
+        match self {
+            Self::Request(Request { id, .. })
+            | Self::Reply(Reply { id, .. })
+            | Self::Cancel(Cancel { id })
+            | Self::Done(Done { id }) => Some(id),
+            Self::Unknown(_) => None,
+        }
+    }
+
     /// Reads a message.
     pub fn decode(kind: u32, bytes: &[u8]) -> Result<Self, MessageError> {
         Ok(match kind {

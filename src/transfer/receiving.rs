@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+use tokio::task::JoinSet;
 
 use super::engine::{Engine, Live};
 use super::library::Description;
@@ -44,7 +47,7 @@ impl Engine {
         if save_to.as_ref().is_some_and(|path| path.to_str().is_none()) {
             return Err(Error::new(ErrorCode::InvalidArgument, "saveTo is not valid Unicode"));
         }
-        let _turn = self.requesting.of(&peer, &book_id).await;
+        let _turn = self.requesting.of((peer.as_bytes(), &book_id)).await;
         let live = match self.find(|c| table::open_incoming(c, &peer, &book_id))? {
             Some(live) => {
                 self.resume_failed(&live, save_to).await?;
@@ -98,15 +101,22 @@ impl Engine {
             return Ok(false);
         };
         let ends = next.is_terminal() && next != State::Failed;
-        self.move_to(live, &mut record, next, event.survives(), |record| {
+        let change = |record: &mut Record| {
             if ends && next != State::Denied {
                 record.told = false;
             }
             change(record);
-        })
-        .await?;
-        for action in actions {
-            self.incoming_act(live, &record, *action);
+        };
+        // The peer hears of this end before it is asked for the next book.
+        let (first, then): (Vec<Action>, Vec<Action>) = actions
+            .iter()
+            .partition(|action| matches!(action, Action::SendDone | Action::SendCancel));
+        let tell = |record: &Record| {
+            first.into_iter().for_each(|action| self.incoming_act(live, record, action));
+        };
+        self.move_to(live, &mut record, next, event.survives(), change, tell).await?;
+        for action in then {
+            self.incoming_act(live, &record, action);
         }
         if ends || matches!(next, State::Paused | State::Failed | State::Queued) {
             // A turn became free, or this one may ask now.
@@ -259,6 +269,8 @@ impl Engine {
         // The sender may hold a paused one open, too, and one that is being verified until it hears.
         let is_open = |state: State| state != State::Queued;
         let mut open = all.iter().filter(|live| is_open(live.info.borrow().state)).count();
+        // Together, for the database writes in one go what comes at one time.
+        let mut asking = JoinSet::new();
         for live in all {
             let state = live.info.borrow().state;
             if state == State::Queued {
@@ -269,16 +281,25 @@ impl Engine {
             } else if state != State::AwaitingApproval || !again {
                 continue;
             }
-            self.incoming_hear(&live, Incoming::LinkUp, |_| {}).await;
+            let engine = Arc::clone(self);
+            asking
+                .spawn(async move { engine.incoming_hear(&live, Incoming::LinkUp, |_| {}).await });
         }
+        asking.join_all().await;
     }
 
     /// [`Engine::ask_all`], soon.
     pub(super) fn spawn_ask_all(self: &Arc<Self>, peer: PublicKey, again: bool) {
+        let line = self.line(&peer);
+        if !again && line.is_to_ask.swap(true, Ordering::AcqRel) {
+            return;
+        }
         let engine = Arc::clone(self);
         self.spawn(async move {
-            let line = engine.line(&peer);
             let _turn = line.turn.lock().await;
+            if !again {
+                line.is_to_ask.store(false, Ordering::Release);
+            }
             engine.ask_all(peer, again).await;
         });
     }

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::engine::{Engine, Live};
-use super::message::{Message, Reply, Request, Status};
+use super::engine::{Ending, Engine, Live};
+use super::message::{Cancel, Done, Message, Reply, Request, Status};
 use super::policy::Policy;
 use super::progress::Meter;
 use super::record::Record;
@@ -16,7 +16,6 @@ use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
 use crate::events::EventKind;
 use crate::hypercore::{BLOCK_SIZE, replicator};
-use crate::store::Durability;
 use crate::sync::lock;
 
 /// How often an outgoing transfer's progress is looked at.
@@ -46,17 +45,15 @@ impl Engine {
                     self.reply(&peer, request.id, Status::Unavailable, None);
                     return Ok(());
                 };
-                let open = self.with_peer(&peer, Direction::Outgoing).len();
-                if open >= self.options.limits.open_requests {
+                let (id, book_id) = (request.id.clone(), request.book_id.clone());
+                let record = Record::outgoing(peer, id, book_id, book);
+                let limit = self.options.limits.open_requests;
+                let Some(live) = self.adopt_within(limit, record).await? else {
                     let reason = "too many open requests; ask again later".to_owned();
                     self.reply(&peer, request.id, Status::Pending, Some(reason));
                     return Ok(());
-                }
-                let (id, book_id) = (request.id.clone(), request.book_id.clone());
-                let record = Record::outgoing(peer, id, book_id, book);
-                // The peer asks again for what was forgotten.
-                self.save(&record, Durability::Process).await?;
-                self.adopt(record)
+                };
+                live
             }
         };
         let approved = {
@@ -96,7 +93,7 @@ impl Engine {
             return Ok(false);
         };
         let asks_person = next == State::AwaitingApproval && record.state != next;
-        self.move_to(live, &mut record, next, event.survives(), change).await?;
+        self.move_to(live, &mut record, next, event.survives(), change, |_| {}).await?;
         if asks_person {
             self.options.events.emit(EventKind::TransferRequested {
                 id: record.id.clone(),
@@ -302,6 +299,16 @@ impl Engine {
     fn asked_as(&self, peer: &PublicKey, request_id: &str) -> Option<Arc<Live>> {
         let known = self.options.database.read(|c| table::by_request(c, peer, request_id));
         known.ok().flatten().and_then(|record| self.live(&record.id))
+    }
+
+    /// The transfer that a message ends.
+    pub(super) fn ending(&self, peer: &PublicKey, message: &Message) -> Option<Ending> {
+        match message {
+            Message::Cancel(Cancel { id }) | Message::Done(Done { id }) => {
+                self.asked_as(peer, id).map(Ending::of)
+            }
+            _ => None,
+        }
     }
 
     /// The peer withdrew a request.

@@ -133,12 +133,11 @@ pub enum Incoming {
 }
 
 impl Incoming {
-    /// What writing it down must survive. Where nobody has been told, losing the last steps with the power
-    /// only means to take them again.
-    pub(super) fn survives(self) -> Durability {
+    /// What the step must survive; `None` where it is simply taken anew if it was forgotten.
+    pub(super) fn survives(self) -> Option<Durability> {
         match self {
-            Self::LinkUp | Self::Granted | Self::Pending | Self::AllBlocks => Durability::Process,
-            _ => Durability::Power,
+            Self::LinkUp | Self::Granted | Self::Pending | Self::AllBlocks => None,
+            _ => Some(Durability::Power),
         }
     }
 }
@@ -183,8 +182,8 @@ pub enum Outgoing {
 }
 
 impl Outgoing {
-    /// What writing it down must survive. The peer asks again for what was forgotten.
-    pub(super) fn survives(self) -> Durability {
+    /// What the step must survive; `None` where the peer asks again for what was forgotten.
+    pub(super) fn survives(self) -> Option<Durability> {
         match self {
             Self::AskedAllowed
             | Self::AskedManual
@@ -193,9 +192,10 @@ impl Outgoing {
             | Self::NoSlot
             | Self::SlotFree
             | Self::Unavailable
-            | Self::LinkDown
-            | Self::RemoteDone => Durability::Process,
-            _ => Durability::Power,
+            | Self::LinkDown => None,
+            // The peer does not say it again.
+            Self::RemoteDone => Some(Durability::Process),
+            _ => Some(Durability::Power),
         }
     }
 }

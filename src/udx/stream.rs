@@ -31,7 +31,7 @@ impl Default for StreamOptions {
     fn default() -> Self {
         // Long paths that lose packets need it: 80 MB/s where a round trip takes 50 ms and a loss four of
         // them.
-        Self { receive_window: 16 << 20, send_buffer: 16 << 20, budget: WindowBudget::default() }
+        Self { receive_window: 24 << 20, send_buffer: 24 << 20, budget: WindowBudget::default() }
     }
 }
 
