@@ -24,4 +24,5 @@ mod peer_manager;
 mod signal;
 mod stream;
 mod testnet;
+mod threads;
 mod transfers;
