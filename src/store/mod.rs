@@ -29,7 +29,7 @@ const IDLE_READERS: usize = 2;
 /// What each connection keeps of the database, in KiB. The system keeps it anyway; this saves calls, once
 /// a connection.
 const WRITER_CACHE: i64 = 1024;
-const READER_CACHE: i64 = 512;
+const READER_CACHE: i64 = 256;
 
 /// Why the database did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
