@@ -88,6 +88,10 @@ impl Announcer {
 
     /// Announces until cancelled.
     pub(crate) async fn run(&self, inner: &Arc<Inner>) {
+        if inner.rpc.options.direct_only {
+            self.rounds.send_modify(|rounds| *rounds += 1);
+            return std::future::pending().await;
+        }
         let mut changes = inner.rpc.network_changes.subscribe();
         let mut retry = PING_INTERVAL;
         loop {

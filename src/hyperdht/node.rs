@@ -95,7 +95,10 @@ impl HyperDht {
         let udx = Udx::new();
         let address = SocketAddr::new(options.host, options.port);
         let (server, client) = Rpc::bind_sockets(&udx, address)?;
-        let cached_nodes = options.cached_nodes.iter().filter_map(|node| match node {
+        let DhtOptions { direct_only, bootstrap, cached_nodes, .. } = options;
+        let (bootstrap, cached_nodes) =
+            if direct_only { Default::default() } else { (bootstrap, cached_nodes) };
+        let cached_nodes = cached_nodes.iter().filter_map(|node| match node {
             SocketAddr::V4(v4) => Some(*v4),
             SocketAddr::V6(_) => None,
         });
@@ -110,12 +113,13 @@ impl HyperDht {
             server,
             client,
             RpcOptions {
-                bootstrap: options.bootstrap,
-                ephemeral: options.ephemeral,
+                bootstrap,
+                ephemeral: if direct_only { Some(true) } else { options.ephemeral },
                 firewalled: options.firewalled,
                 quick_firewall: options.quick_firewall,
                 public_address,
                 cached_nodes: cached_nodes.collect(),
+                direct_only,
             },
         );
         let inner = Arc::new(Inner {

@@ -78,6 +78,8 @@ pub(crate) struct RpcOptions {
     /// The address at which others reach us, when it is known without asking.
     pub public_address: Option<SocketAddrV4>,
     pub cached_nodes: Vec<SocketAddrV4>,
+    /// Whether to know no nodes and ask nobody.
+    pub direct_only: bool,
 }
 
 /// What changes with time; locked shortly, never across a wait.
@@ -101,6 +103,8 @@ pub(crate) struct State {
     pub down_hints_sent: usize,
     /// The bootstrap nodes' addresses, when all were found, and since when.
     pub resolved: Option<(Instant, Vec<SocketAddrV4>)>,
+    /// The lookup of their addresses that is under way.
+    pub resolving: Option<watch::Receiver<bootstrap::Resolved>>,
     /// How many requests each host may still send.
     pub limits: ExpiringMap<RateLimit>,
 }
@@ -166,6 +170,7 @@ impl Rpc {
             swaps: 0,
             down_hints_sent: 0,
             resolved: None,
+            resolving: None,
             limits: ExpiringMap::new(serve::MAX_LIMITED_HOSTS, serve::LIMIT_AGE),
         };
         Arc::new(Self {
