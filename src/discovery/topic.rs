@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::hyperdht::{HyperDht, JoinOptions, Topic};
 use crate::identity::Identity;
-use crate::peers::{Connections, Peers};
+use crate::peers::{AddressSource, Connections, Peers};
 
 /// What `Buffer.alloc(32).fill('alex-reader')` gives in Node.
 pub const TOPIC: [u8; 32] = *b"alex-readeralex-readeralex-reade";
@@ -42,12 +42,9 @@ pub(super) async fn follow(
             found = topic.next() => found,
         };
         let Some(found) = found else { break };
-        let key = found.public_key;
-        if peers.is_approved(&key) {
-            connections.wake(&key);
-        } else {
-            peers.discover(key, "topic", &found.addresses);
-        }
+        peers.found(found.public_key, AddressSource::Topic, &found.addresses);
+        // Also where nothing is new: it is there.
+        connections.wake(&found.public_key);
     }
     topic.close().await;
 }

@@ -196,6 +196,12 @@ impl HyperDht {
         }
     }
 
+    /// Whether this node takes no part in the network.
+    #[must_use]
+    pub fn is_direct_only(&self) -> bool {
+        self.inner().rpc.options.direct_only
+    }
+
     /// The key pair of connections that do not bring their own.
     #[must_use]
     pub fn key_pair(&self) -> &KeyPair {
