@@ -140,7 +140,7 @@ async fn an_upload_limit_is_kept() {
 async fn a_second_open_of_a_directory_is_locked_until_the_first_is_closed() {
     let dir = tempfile::tempdir().unwrap();
     let offline = || NodeOptions {
-        discovery: DiscoveryOptions { dht: false, topic: false },
+        discovery: DiscoveryOptions { dht: false, lan: false, topic: false },
         ..NodeOptions::new(dir.path())
     };
     let first = Node::open(offline()).await.unwrap();

@@ -1,6 +1,8 @@
 //! The public topic of Alex servers.
 
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -16,6 +18,25 @@ pub const TOPIC: [u8; 32] = *b"alex-readeralex-readeralex-reade";
 /// as after a power cut, were not announced yet at the first look.
 const SECOND_LOOK: Duration = Duration::from_secs(8);
 
+/// How the topic goes, for a person.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TopicStatus {
+    /// How often somebody was found there.
+    pub found: usize,
+}
+
+/// Counts who is found.
+#[derive(Debug, Default)]
+pub(super) struct TopicCount {
+    found: AtomicUsize,
+}
+
+impl TopicCount {
+    pub(super) fn status(&self) -> TopicStatus {
+        TopicStatus { found: self.found.load(Ordering::Relaxed) }
+    }
+}
+
 /// Announces this server under the topic and looks for others.
 pub(super) fn join(dht: &HyperDht, identity: &Identity) -> Topic {
     let announce = Some(identity.key_pair().clone());
@@ -27,6 +48,7 @@ pub(super) async fn follow(
     mut topic: Topic,
     peers: Peers,
     connections: Connections,
+    count: Arc<TopicCount>,
     cancel: CancellationToken,
 ) {
     let mut second_look = pin!(tokio::time::sleep(SECOND_LOOK));
@@ -42,6 +64,7 @@ pub(super) async fn follow(
             found = topic.next() => found,
         };
         let Some(found) = found else { break };
+        count.found.fetch_add(1, Ordering::Relaxed);
         peers.found(found.public_key, AddressSource::Topic, &found.addresses);
         // Also where nothing is new: it is there.
         connections.wake(&found.public_key);

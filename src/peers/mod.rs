@@ -23,6 +23,7 @@ mod table;
 pub use addresses::{AddressSource, PeerAddress};
 pub use connections::{Attach, Connections};
 pub use directory::Peers;
+pub(crate) use on_link::is_on_link;
 pub use record::{
     AddOptions, ConnectionInfo, ConnectionPath, Discovered, Knock, NICKNAME_CHARS, Peer,
     PeerProblem, PeerStatus, PeerUpdate, Policy, check_nickname,

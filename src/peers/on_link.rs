@@ -6,7 +6,8 @@ use if_addrs::{IfAddr, Interface};
 
 /// Whether packets to `ip` stay on this machine or on a network that it is directly on.
 pub(crate) fn is_on_link(ip: IpAddr) -> bool {
-    if ip.is_loopback() {
+    let is_link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    if ip.is_loopback() || is_link_local {
         return true;
     }
     let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
@@ -21,10 +22,7 @@ fn is_within(own: &IfAddr, ip: IpAddr) -> bool {
         }
         (IfAddr::V6(own), IpAddr::V6(ip)) => {
             let mask = u128::from(own.netmask);
-            ip.is_unicast_link_local()
-                || mask != 0
-                    && mask != u128::MAX
-                    && (u128::from(own.ip) ^ u128::from(ip)) & mask == 0
+            mask != 0 && mask != u128::MAX && (u128::from(own.ip) ^ u128::from(ip)) & mask == 0
         }
         _ => false,
     }
@@ -53,7 +51,6 @@ mod tests {
             broadcast: None,
         });
         assert!(is_within(&own, "fd00:1::9".parse().unwrap()));
-        assert!(is_within(&own, "fe80::9".parse().unwrap()));
         assert!(!is_within(&own, "fd00:2::9".parse().unwrap()));
     }
 }
