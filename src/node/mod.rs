@@ -207,8 +207,7 @@ impl Node {
 
     /// Goes off the network, before the machine sleeps or while there is nothing to do: peers hear that
     /// this server goes, and nothing is sent or received until [`Node::resume`]. Everything that needs
-    /// no network goes on working. Idempotent. Once begun, it comes
-    /// to its end also when the caller goes.
+    /// no network goes on working. Idempotent. Once begun, it comes to its end also when the caller goes.
     ///
     /// # Errors
     ///
