@@ -192,3 +192,6 @@ impl<'a> Ear<'a> {
 fn limit((rate, burst): (u32, u32)) -> RateLimit {
     RateLimit::new(rate, burst)
 }
+
+#[cfg(test)]
+mod tests;
