@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // Tests.
 
+mod addresses;
 mod crash;
 mod hostile;
 mod setup;

@@ -125,8 +125,7 @@ impl Rpc {
             tokio::time::timeout(PATIENCE, first).await.map(drop).map_err(drop)
         };
         let _ = tokio::time::timeout(PATIENCE, lookup.wait_for(|found| found.is_complete)).await;
-        let addresses = lookup.borrow().addresses.clone();
-        addresses
+        lookup.borrow().addresses.clone()
     }
 
     /// Looks all bootstrap nodes up, whether or not anybody still waits for it.
