@@ -20,8 +20,9 @@ use crate::sync::lock;
 
 /// The port of multicast DNS.
 pub(super) const MDNS_PORT: u16 = 5353;
-/// How often memory is looked at.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often memory is looked at, and how much news there may be from one time to the next.
+const LOOK: Duration = Duration::from_secs(1);
+const MAX_NEWS: usize = 500;
 /// The pause after a flood or a failure, doubled each time up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
@@ -38,7 +39,8 @@ const MAX_COUNTED: usize = 1024;
 /// What is known of the local network, for a person.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LanStatus {
-    /// Whether this server's own announcement was heard: multicast works, as far as this machine.
+    /// Whether this server's own announcement was heard on a network: multicast works, as far as this
+    /// machine goes.
     pub is_heard: bool,
     /// How many other servers are on it.
     pub others: usize,
@@ -111,19 +113,31 @@ impl Lan {
     /// Follows what is said until it is too much.
     async fn follow(&self, mdns: &Mdns) {
         let mut ear = Ear::new(self);
+        let mut heard = 0;
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 news = mdns.next() => match news {
-                    News::Sighting(sighting) => ear.hear(sighting),
+                    News::Sighting(sighting) => {
+                        heard += 1;
+                        if heard > MAX_NEWS {
+                            return;
+                        }
+                        ear.hear(sighting);
+                    }
                     News::Trouble(trouble) => {
                         tracing::debug!(trouble, "the local network");
                         lock(&self.status).trouble = Some(trouble);
                     }
                     News::Over => return,
                 },
-                _ = look.tick() => if mdns.is_flooded().await { return },
+                _ = look.tick() => {
+                    heard = 0;
+                    if mdns.is_flooded().await {
+                        return;
+                    }
+                }
             }
         }
     }
@@ -152,7 +166,7 @@ impl<'a> Ear<'a> {
             Sighting::Here { key, .. } | Sighting::Gone { key } => *key,
         };
         if key == self.lan.announced.key {
-            lock(&self.lan.status).is_heard = true;
+            lock(&self.lan.status).is_heard |= self.is_heard_outside(&sighting);
             return;
         }
         let is_approved = self.lan.peers.is_approved(&key);
@@ -176,6 +190,14 @@ impl<'a> Ear<'a> {
             }
         }
         lock(&self.lan.status).others = self.present.len();
+    }
+
+    /// Whether this server was heard on a network, not only within this machine, unless it is bound to
+    /// that: a firewall may take what does not leave, and nothing else.
+    fn is_heard_outside(&self, sighting: &Sighting) -> bool {
+        let Sighting::Here { addresses, .. } = sighting else { return false };
+        let is_within = self.lan.announced.address.ip().is_loopback();
+        addresses.iter().any(|address| is_within || !address.ip().is_loopback())
     }
 
     fn has_time_for(&mut self, key: PublicKey, is_approved: bool) -> bool {

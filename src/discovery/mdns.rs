@@ -23,8 +23,8 @@ const KEY_CHARS: usize = 52;
 const MAX_ADDRESSES: usize = 8;
 /// Records in the crate's memory, above which somebody floods the network.
 const MAX_RECORDS: i64 = 4096;
-/// How long the goodbye may take.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// How long the crate's thread may take for the goodbye, or any answer.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// Who announces itself, and where.
 #[derive(Debug, Clone)]
@@ -104,7 +104,9 @@ impl Mdns {
     /// Whether the crate remembers more than an honest network has. Cancel safe.
     pub(super) async fn is_flooded(&self) -> bool {
         let Ok(metrics) = self.daemon.get_metrics() else { return true };
-        let Ok(metrics) = metrics.recv_async().await else { return true };
+        // Too busy to say is as bad.
+        let answer = tokio::time::timeout(ANSWER, metrics.recv_async()).await;
+        let Ok(Ok(metrics)) = answer else { return true };
         let is_memory = |name: &str| name.starts_with("cached-") || name == "timer";
         let counts = metrics.iter().filter(|(name, _)| is_memory(name));
         counts.map(|(_, count)| count).sum::<i64>() > MAX_RECORDS
@@ -114,7 +116,7 @@ impl Mdns {
     pub(super) async fn close(self) {
         if let Ok(ended) = self.daemon.shutdown() {
             // A thread that is stuck ends with its sockets at some later time.
-            let _ = tokio::time::timeout(GOODBYE, ended.recv_async()).await;
+            let _ = tokio::time::timeout(ANSWER, ended.recv_async()).await;
         }
     }
 }

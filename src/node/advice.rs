@@ -59,6 +59,13 @@ impl Facts<'_> {
                 "This machine is on no network: plug it in, or connect it to the Wi-Fi.".to_owned(),
             );
         }
+        if self.is_dht_silent() && self.lan.is_some_and(|lan| lan.others > 0) {
+            return Some(
+                "The internet is not reached, or a firewall lets no UDP out: peers on the local network \
+                 are connected all the same."
+                    .to_owned(),
+            );
+        }
         self.is_dht_silent().then(|| {
             let port = self.port.map(|port| format!(" (this node's port is {port})"));
             format!(
