@@ -120,12 +120,13 @@ impl HyperDht {
                 public_address,
                 cached_nodes: cached_nodes.collect(),
                 direct_only,
+                tuning: options.tuning,
             },
         );
         let inner = Arc::new(Inner {
             rpc,
             udx,
-            store: Mutex::new(Store::new()),
+            store: Mutex::new(Store::new(options.tuning)),
             relay_limit: Mutex::new(RateLimit::new(RELAY_RATE, RELAY_RATE)),
             routes: Mutex::new(ExpiringMap::new(MAX_ROUTES, ROUTE_AGE)),
             keep_alive: options.keep_alive,

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::tuning::Tuning;
 use crate::crypto::{KeyPair, PublicKey};
 
 /// The port on which the reference listens.
@@ -108,6 +109,8 @@ pub struct DhtOptions {
     /// Whether to take no part in the network: nothing is looked up, announced or stored, and connections
     /// come about by known addresses only.
     pub direct_only: bool,
+    /// Timeouts, sizes and ages.
+    pub tuning: Tuning,
     /// How long connections may be idle before an empty message keeps them alive.
     pub keep_alive: Duration,
 }
@@ -125,6 +128,7 @@ impl Default for DhtOptions {
             public_address: None,
             cached_nodes: Vec::new(),
             direct_only: false,
+            tuning: Tuning::default(),
             keep_alive: Duration::from_secs(5),
         }
     }

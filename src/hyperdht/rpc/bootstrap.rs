@@ -300,7 +300,7 @@ mod tests {
     use crate::hyperdht::rpc::Rpc;
     use crate::hyperdht::rpc::message::node_id;
     use crate::hyperdht::rpc::table::K;
-    use crate::hyperdht::{DhtOptions, HyperDht, Testnet};
+    use crate::hyperdht::{DhtOptions, HyperDht, Testnet, Tuning};
     use crate::sync::lock;
     use std::net::SocketAddr;
     use std::sync::Arc;
@@ -378,6 +378,28 @@ mod tests {
         client.close().await;
         server.close().await;
         testnet.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_shorter_timeout_gives_a_silent_network_up_sooner() {
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let SocketAddr::V4(address) = silent.local_addr().unwrap() else { unreachable!() };
+        let begun = std::time::Instant::now();
+        let node = HyperDht::bind(DhtOptions {
+            bootstrap: vec![address.into()],
+            host: [127, 0, 0, 1].into(),
+            port: 0,
+            tuning: Tuning {
+                request_timeout: std::time::Duration::from_millis(50),
+                ..Tuning::default()
+            },
+            ..DhtOptions::default()
+        })
+        .unwrap();
+        node.bootstrapped().await;
+        // With the default it takes 6 s.
+        assert!(begun.elapsed() < std::time::Duration::from_secs(3), "{:?}", begun.elapsed());
+        node.close().await;
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -33,6 +33,7 @@ use self::socket::{Socket, SocketKind};
 use self::table::{K, RoutingTable, TableNode, Tick};
 use super::cache::ExpiringMap;
 use super::options::BootstrapNode;
+use super::tuning::Tuning;
 use crate::crypto;
 use crate::rate_limit::RateLimit;
 use crate::sync::lock;
@@ -80,6 +81,7 @@ pub(crate) struct RpcOptions {
     pub cached_nodes: Vec<SocketAddrV4>,
     /// Whether to know no nodes and ask nobody.
     pub direct_only: bool,
+    pub tuning: Tuning,
 }
 
 /// What changes with time; locked shortly, never across a wait.
@@ -151,6 +153,7 @@ impl Rpc {
             nat.add(address);
         }
         let mut table = RoutingTable::new(crypto::random());
+        table.set_bucket_size(options.tuning.bucket_size);
         for address in &options.cached_nodes {
             // Full rows and our own address are no news here.
             let _ = table.add(TableNode::new(*address, 0));
@@ -174,7 +177,7 @@ impl Rpc {
             limits: ExpiringMap::new(serve::MAX_LIMITED_HOSTS, serve::LIMIT_AGE),
         };
         Arc::new(Self {
-            io: Io::new(server, client),
+            io: Io::new(server, client, options.tuning.request_timeout),
             options,
             state: Mutex::new(state),
             ready: watch::Sender::new(false),
