@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::surroundings::Surroundings;
 use crate::discovery::LanStatus;
+use crate::error::ErrorCode;
 use crate::hyperdht::DhtStatus;
 use crate::peers::Peer;
 
@@ -48,6 +49,7 @@ impl Facts<'_> {
         }
         advice.extend(self.pending());
         if !self.is_suspended {
+            advice.extend(self.router());
             advice.extend(self.peers());
         }
         advice
@@ -117,6 +119,22 @@ impl Facts<'_> {
              network (a guest Wi-Fi is another one, and some routers keep devices apart), or tell each \
              where the other is: peers.update(key, { address: 'host:port' })."
                 .to_owned()
+        })
+    }
+
+    fn router(&self) -> Option<String> {
+        let is_in_the_way = |peer: &Peer| {
+            let problem = peer.problem.as_ref().filter(|_| !peer.is_online);
+            problem.is_some_and(|problem| problem.code == ErrorCode::PeerUnreachable.as_str())
+        };
+        let is_random = self.dht.is_some_and(|dht| dht.randomized);
+        (is_random && self.peers.iter().any(is_in_the_way)).then(|| {
+            let port = self.port.unwrap_or(crate::hyperdht::DEFAULT_PORT);
+            format!(
+                "This router or provider uses another port for each destination, so that peers behind \
+                 such a router do not reach this node: forward UDP port {port} of the router to this \
+                 machine. One of the two sides is enough."
+            )
         })
     }
 

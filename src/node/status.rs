@@ -6,8 +6,9 @@ use super::Node;
 use super::advice::Facts;
 use super::surroundings::Surroundings;
 use crate::discovery::{DiscoveryOptions, LanStatus, TopicStatus};
+use crate::error::ErrorCode;
 use crate::hyperdht::DhtStatus;
-use crate::peers::{Peer, PeerStatus};
+use crate::peers::{Peer, PeerProblem, PeerStatus};
 use crate::time::now_ms;
 
 /// A node's health.
@@ -29,7 +30,7 @@ pub struct Status {
     pub seen_address: Option<String>,
     /// The kind of NAT in front of it: `open`, `consistent`, `random` or `unknown`.
     pub nat: String,
-    /// The approved peers, connected or not, with the reason.
+    /// The approved peers, connected or not, each that is not with the reason.
     pub peers: Vec<Peer>,
     /// How many keys wait for approval.
     pub pending: usize,
@@ -60,7 +61,7 @@ pub(super) fn of(node: &Node) -> Status {
     let is_announced = online.as_ref().is_some_and(|online| online.connections.is_announced());
     let lan = online.as_ref().and_then(|online| online.discovery.lan());
     let topic = online.as_ref().and_then(|online| online.discovery.topic());
-    let peers: Vec<Peer> = node
+    let mut peers: Vec<Peer> = node
         .peers()
         .list()
         .into_iter()
@@ -90,6 +91,10 @@ pub(super) fn of(node: &Node) -> Status {
         }
     }
     layers.push(catalog_layer(trouble.as_deref()));
+    let advice = facts.advice();
+    for peer in peers.iter_mut().filter(|peer| !peer.is_online) {
+        peer.problem = why_missing(peer.problem.take(), is_suspended);
+    }
     let addresses = online.map_or_else(Vec::new, |online| online.dht.local_addresses());
     Status {
         public_key: node.identity().public_key_text(),
@@ -99,10 +104,24 @@ pub(super) fn of(node: &Node) -> Status {
         public_address: dht.as_ref().and_then(|dht| dht.remote_address).map(|a| a.to_string()),
         seen_address: dht.as_ref().and_then(seen_address),
         nat: nat(dht.as_ref()).to_owned(),
-        advice: facts.advice(),
+        advice,
         peers,
         pending,
         catalog_length: node.catalog().length(),
+    }
+}
+
+/// Why a peer is not connected, also while nothing has failed.
+fn why_missing(problem: Option<PeerProblem>, is_suspended: bool) -> Option<PeerProblem> {
+    let missing = |message: &str| PeerProblem {
+        code: ErrorCode::PeerOffline.as_str().to_owned(),
+        message: message.to_owned(),
+        at: now_ms(),
+    };
+    match problem {
+        _ if is_suspended => Some(missing("this node is suspended")),
+        None => Some(missing("this server is being dialed")),
+        problem => problem,
     }
 }
 
@@ -192,6 +211,14 @@ mod tests {
         assert!(layers.iter().all(|layer| !layer.is_enabled && !layer.works));
         assert!(layers.iter().all(|layer| layer.detail.contains("off")));
         assert_eq!(nat(None), "unknown");
+    }
+
+    #[test]
+    fn a_missing_peer_always_has_a_reason() {
+        let asleep = why_missing(None, true).unwrap();
+        let dialed = why_missing(None, false).unwrap();
+        assert!(asleep.message.contains("suspended") && dialed.message.contains("dialed"));
+        assert_eq!(why_missing(Some(dialed.clone()), false), Some(dialed));
     }
 
     #[test]

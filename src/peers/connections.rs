@@ -302,6 +302,9 @@ impl Inner {
     }
 
     fn wake(&self, key: &PublicKey) {
+        if self.registry.get(key).is_some() {
+            return;
+        }
         if let Some(wake) = lock(&self.wakes).get(key) {
             wake.now.notify_one();
         }
