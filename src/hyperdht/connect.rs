@@ -97,6 +97,7 @@ impl Connector {
     pub(crate) async fn connect(self) -> Result<Connection, ConnectError> {
         let cancel = self.inner.rpc.cancel.clone();
         tokio::select! {
+            biased;
             () = cancel.cancelled() => Err(ConnectError::Closed),
             outcome = tokio::time::timeout(self.options.timeout, self.run()) => {
                 outcome.unwrap_or(Err(ConnectError::Timeout))
