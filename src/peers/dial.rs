@@ -64,10 +64,18 @@ pub(super) async fn dial(inner: &Arc<Inner>, key: &PublicKey, wake: &Wake) -> Ou
 }
 
 /// Of two failures, the one that says more. A network that does not know the peer, or is not there, says
-/// less than a silent server at its address.
+/// less than a server at its address that did not let us in; garbage from there says nothing.
 fn telling(network: ConnectError, direct: Option<ConnectError>) -> ConnectError {
     match (network, direct) {
-        (ConnectError::PeerNotFound | ConnectError::Timeout, Some(direct)) => direct,
+        (_, Some(ConnectError::Closed)) => ConnectError::Closed,
+        (
+            ConnectError::PeerNotFound | ConnectError::Timeout,
+            Some(
+                direct @ (ConnectError::Unanswered
+                | ConnectError::Unreachable
+                | ConnectError::Incompatible(_)),
+            ),
+        ) => direct,
         (network, _) => network,
     }
 }
@@ -139,4 +147,19 @@ async fn over_network(inner: &Inner, key: &PublicKey, is_known: bool) -> Outcome
         ..ConnectOptions::default()
     };
     inner.dht.connect(key, options).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_there_and_silent_says_more_than_a_network_that_does_not_know_it() {
+        use ConnectError::{Closed, InvalidHandshake, PeerNotFound, Unanswered, Unreachable};
+        assert_eq!(telling(PeerNotFound, Some(Unanswered)), Unanswered);
+        assert_eq!(telling(Unreachable, Some(Unanswered)), Unreachable);
+        assert_eq!(telling(PeerNotFound, Some(InvalidHandshake)), PeerNotFound);
+        assert_eq!(telling(PeerNotFound, Some(Closed)), Closed);
+        assert_eq!(telling(PeerNotFound, None), PeerNotFound);
+    }
 }

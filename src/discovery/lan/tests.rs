@@ -103,6 +103,14 @@ impl Liar {
 
     /// An answer that this key's server is at `address`.
     fn say(&self, key: &PublicKey, address: SocketAddrV4) {
+        self.send(&Self::answer(key, address));
+    }
+
+    fn send(&self, packet: &[u8]) {
+        self.socket.send_to(packet, self.to).unwrap();
+    }
+
+    fn answer(key: &PublicKey, address: SocketAddrV4) -> Vec<u8> {
         let instance = format!("{}._alex-p2p._udp.local", key.to_z32());
         let host = format!("{}.local", key.to_z32());
         let srv = [&[0; 4][..], &address.port().to_be_bytes(), &name(&host)].concat();
@@ -111,7 +119,7 @@ impl Liar {
         packet.extend(record(&instance, 33, &srv));
         packet.extend(record(&instance, 16, &[0]));
         packet.extend(record(&host, 1, &address.ip().octets()));
-        self.socket.send_to(&packet, self.to).unwrap();
+        packet
     }
 }
 
@@ -196,6 +204,33 @@ async fn a_lie_about_a_peer_costs_a_failed_try_and_nobody_else_is_taken_for_it()
         there == b.dht.local_addr().to_string() || !a.connections.get(&b.key()).unwrap().initiator
     );
     for server in [a, b, impostor] {
+        server.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_with_any_bytes_wrong_do_no_harm() {
+    let port = free_port();
+    let (mut a, mut b) = (Server::new(1, port).await, Server::new(2, port).await);
+    a.peers.approve(&b.key()).await.unwrap();
+    b.peers.approve(&a.key()).await.unwrap();
+    a.search();
+    eventually("a hears itself", || a.lan.status().is_heard).await;
+    let liar = Liar::new(port);
+    let answer = Liar::answer(&b.key(), SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9));
+    for round in 0..4000 {
+        let mut packet = answer.clone();
+        for _ in 0..=round % 3 {
+            let index = rand::random_range(0..packet.len());
+            packet[index] = rand::random();
+        }
+        packet.truncate(rand::random_range(packet.len() / 2..=packet.len()));
+        liar.send(&packet);
+    }
+    b.search();
+    eventually("the real one is online", || a.is_online(&b) && b.is_online(&a)).await;
+    assert_eq!(a.peers.list().len(), 1);
+    for server in [a, b] {
         server.close().await;
     }
 }
