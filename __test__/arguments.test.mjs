@@ -14,6 +14,8 @@ function everyMethod(node, transfer) {
     'identity.inviteLink': () => node.identity.inviteLink(),
     'identity.qr': () => node.identity.qr(),
     'identity.sign': () => node.identity.sign(Buffer.from('x')),
+    suspend: () => node.suspend(),
+    resume: () => node.resume(),
     'peers.add': () => node.peers.add(someKey),
     'peers.remove': () => node.peers.remove(someKey),
     'peers.list': () => node.peers.list(),

@@ -1,5 +1,6 @@
 // A node in a process of its own, for tests that kill it: reads `{id, method, args}` lines and answers each
-// with `{id, value}` or `{id, error}`. The argument is what `P2PNode.open` takes.
+// with `{id, value}` or `{id, error}`. The argument is what `P2PNode.open` takes. Says when it began to open,
+// and which peers come online.
 
 import { createRequire } from 'node:module'
 import { createInterface } from 'node:readline'
@@ -7,8 +8,10 @@ import { createInterface } from 'node:readline'
 const { P2PNode } = createRequire(import.meta.url)('../index.js')
 const say = (line) => process.stdout.write(JSON.stringify(line) + '\n')
 
+const began = Date.now()
 const node = await P2PNode.open(JSON.parse(process.argv[2]))
-say({ event: 'open', key: node.identity.publicKey })
+node.on('peer-online', ({ peer, at }) => say({ event: 'online', peer, at }))
+say({ event: 'open', key: node.identity.publicKey, began })
 
 /** What no single method of a node does. */
 const more = {
@@ -29,6 +32,7 @@ const more = {
       .finally(() => clearInterval(timer))
     return transfer.id
   },
+  list: (peer, options) => node.catalog.of(peer).list(options),
   memory: () => process.memoryUsage.rss()
 }
 

@@ -10,7 +10,7 @@ use alex_p2p::discovery::DiscoveryOptions;
 use alex_p2p::error::ErrorCode;
 use alex_p2p::hyperdht::Testnet;
 use alex_p2p::node::{Limits, Node, NodeOptions};
-use alex_p2p::peers::AddOptions;
+use alex_p2p::peers::{AddOptions, AddressSource, PeerUpdate};
 use alex_p2p::transfer::{BookRequest, BookSource, Policy, State};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -140,7 +140,7 @@ async fn an_upload_limit_is_kept() {
 async fn a_second_open_of_a_directory_is_locked_until_the_first_is_closed() {
     let dir = tempfile::tempdir().unwrap();
     let offline = || NodeOptions {
-        discovery: DiscoveryOptions { dht: false, topic: false },
+        discovery: DiscoveryOptions { dht: false, lan: false, topic: false },
         ..NodeOptions::new(dir.path())
     };
     let first = Node::open(offline()).await.unwrap();
@@ -150,4 +150,73 @@ async fn a_second_open_of_a_directory_is_locked_until_the_first_is_closed() {
     let second = Node::open(offline()).await.unwrap();
     assert_eq!(second.identity().public_key(), key);
     second.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_node_sends_nothing_and_is_back_at_once_after_it_resumes() {
+    let pair = Pair::with_book(b"a book", Limits::default()).await;
+    let lender = pair.lender.identity().public_key();
+    let port = pair.reader.dht().unwrap().local_addr().port();
+    pair.reader.suspend().await.unwrap();
+    pair.reader.suspend().await.unwrap();
+    let status = pair.reader.status().unwrap();
+    assert!(status.is_suspended && status.addresses.is_empty());
+    assert!(status.advice.iter().any(|advice| advice.contains("resume()")));
+    assert!(
+        pair.reader.connections().is_none() && !pair.reader.peers().get(&lender).unwrap().is_online
+    );
+    let reader = pair.reader.identity().public_key();
+    until(&pair.lender, "the reader to go", |node| !node.peers().get(&reader).unwrap().is_online)
+        .await;
+    // Nobody has its port now, and what needs no network works.
+    drop(std::net::UdpSocket::bind(("127.0.0.1", port)).unwrap());
+    assert_eq!(pair.reader.catalog().of(lender).list(&ListOptions::default()).unwrap().total, 1);
+
+    let begun = Instant::now();
+    pair.reader.resume().await.unwrap();
+    pair.reader.resume().await.unwrap();
+    assert_eq!(pair.reader.dht().unwrap().local_addr().port(), port);
+    until(&pair.reader, "the lender", |node| node.peers().get(&lender).unwrap().is_online).await;
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert_eq!(pair.fetch().await, b"a book");
+    pair.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_finds_its_peers_where_they_are_when_the_whole_network_is_gone() {
+    let pair = Pair::with_book(b"a book", Limits::default()).await;
+    let lender = pair.lender.identity().public_key();
+    let given = pair.lender.dht().unwrap().local_addr().to_string();
+    let update = PeerUpdate { address: Some(Some(given)), ..PeerUpdate::default() };
+    pair.reader.peers().update(&lender, update).await.unwrap();
+    let again = options(pair.dirs[1].path(), &pair.testnet);
+    pair.reader.close().await;
+    pair.testnet.close().await;
+    let reader = Node::open(again).await.unwrap();
+    until(&reader, "the lender", |node| node.peers().get(&lender).unwrap().is_online).await;
+    let peer = reader.peers().get(&lender).unwrap();
+    assert!(peer.addresses.iter().any(|known| known.source == AddressSource::Manual));
+    reader.close().await;
+    pair.lender.close().await;
+}
+
+#[tokio::test]
+async fn a_node_without_the_dht_listens_and_says_which_layers_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::open(NodeOptions {
+        discovery: DiscoveryOptions { dht: false, ..DiscoveryOptions::default() },
+        host: Some("127.0.0.1".into()),
+        port: Some(0),
+        ..NodeOptions::new(dir.path())
+    })
+    .await
+    .unwrap();
+    let status = node.status().unwrap();
+    let names: Vec<_> = status.layers.iter().map(|layer| layer.name.as_str()).collect();
+    assert_eq!(names, ["dht", "lan", "topic", "catalog"]);
+    let enabled: Vec<_> = status.layers.iter().map(|layer| layer.is_enabled).collect();
+    assert_eq!(enabled, [false, false, false, true]);
+    assert_eq!(status.addresses.len(), 1);
+    node.close().await;
+    assert_eq!(node.resume().await.unwrap_err().code, ErrorCode::Closed);
 }

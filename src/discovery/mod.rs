@@ -1,9 +1,13 @@
-//! Finding other servers: the DHT's entry points, the topic, and the network's comings and goings.
+//! Finding other servers: on the local network, on the topic, and the ways into the DHT.
 //!
-//! Peers that are known are found by their key, by the DHT itself. What is here finds the way into the
-//! DHT, and, where an admin asks for it, servers that nobody has added yet.
+//! Each layer can be switched off, and none waits for another. Whatever a layer finds goes to
+//! [`Peers::found`], the one place that knows every address of a peer: a peer is dialed at these first,
+//! and a moment later over the DHT, which finds it by its key.
 
+mod lan;
+mod mdns;
 mod network;
+mod nodes;
 mod topic;
 
 use std::sync::Arc;
@@ -16,8 +20,13 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::hyperdht::{BootstrapNode, DhtOptions, HyperDht};
 use crate::identity::Identity;
 use crate::peers::{Connections, Peers};
+use crate::store::Database;
+use lan::Lan;
+use topic::TopicCount;
 
-pub use topic::TOPIC;
+pub use lan::LanStatus;
+pub use nodes::known_nodes;
+pub use topic::{TOPIC, TopicStatus};
 
 /// How many bootstrap nodes may be given.
 const BOOTSTRAP_LIMIT: usize = 64;
@@ -26,8 +35,12 @@ const BOOTSTRAP_LIMIT: usize = 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DiscoveryOptions {
-    /// Whether to use the DHT at all. Without it nobody is found, and nobody finds this server.
+    /// Whether to use the DHT at all. Without it peers find each other on the local network, and where a
+    /// person says they are.
     pub dht: bool,
+    /// Whether to announce this server on the local network, by multicast DNS, and look for others. A
+    /// node that listens on a loopback address does not.
+    pub lan: bool,
     /// Whether to join the public topic of Alex servers, and list who is there. Nobody is added by
     /// itself.
     pub topic: bool,
@@ -35,7 +48,7 @@ pub struct DiscoveryOptions {
 
 impl Default for DiscoveryOptions {
     fn default() -> Self {
-        Self { dht: true, topic: false }
+        Self { dht: true, lan: true, topic: false }
     }
 }
 
@@ -55,36 +68,79 @@ pub fn bootstrap_nodes(list: Option<&[String]>) -> Result<Vec<BootstrapNode>> {
     list.iter().map(parse).collect()
 }
 
-/// What looks for servers while a node is open. Ends with [`Discovery::close`].
+/// What looks for servers while a node is online. Ends with [`Discovery::close`].
 #[derive(Clone)]
 pub struct Discovery {
     cancel: CancellationToken,
     tasks: Arc<TaskTracker>,
+    lan: Option<Arc<Lan>>,
+    topic: Option<Arc<TopicCount>>,
+}
+
+/// What discovery works with.
+#[derive(Clone)]
+pub struct Parts {
+    /// The node of the DHT, also where that is switched off.
+    pub dht: HyperDht,
+    /// The bootstrap nodes it was opened with.
+    pub bootstrap: Vec<BootstrapNode>,
+    /// Who this server is.
+    pub identity: Identity,
+    /// Who is told of every address.
+    pub peers: Peers,
+    /// Who dials.
+    pub connections: Connections,
+    /// Where the DHT's nodes are kept for the next start.
+    pub database: Database,
 }
 
 impl Discovery {
-    /// Joins the topic if asked to, and watches the network. Needs a tokio runtime.
+    /// Starts every layer that is switched on, all at once, and watches the network. Needs a tokio
+    /// runtime.
     #[must_use]
-    pub fn start(
-        dht: &HyperDht,
-        identity: &Identity,
-        peers: &Peers,
-        connections: &Connections,
-        options: DiscoveryOptions,
-    ) -> Self {
-        let discovery =
-            Self { cancel: CancellationToken::new(), tasks: Arc::new(TaskTracker::new()) };
-        let cancel = discovery.cancel.clone();
-        discovery.tasks.spawn(network::watch(connections.clone(), cancel));
-        if options.topic {
-            let topic = topic::join(dht, identity);
-            let cancel = discovery.cancel.clone();
-            discovery.tasks.spawn(topic::follow(topic, peers.clone(), connections.clone(), cancel));
+    pub fn start(parts: &Parts, options: DiscoveryOptions) -> Self {
+        let Parts { dht, identity, peers, connections, .. } = parts;
+        let cancel = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let address = dht.local_addr();
+        // Nobody else is on the network of a socket that only this machine reaches.
+        let lan = (options.lan && !address.ip().is_loopback()).then(|| {
+            let key = identity.public_key();
+            Lan::new(key, address, lan::MDNS_PORT, peers.clone(), connections.clone())
+        });
+        if let Some(lan) = &lan {
+            tasks.spawn(Arc::clone(lan).run(cancel.clone()));
         }
-        discovery
+        tasks.spawn(network::watch(connections.clone(), cancel.clone()));
+        let mut topic = None;
+        if options.dht {
+            let (bootstrap, database) = (parts.bootstrap.clone(), parts.database.clone());
+            tasks.spawn(nodes::keep(dht.clone(), bootstrap, database, cancel.clone()));
+            if options.topic {
+                let count = Arc::new(TopicCount::default());
+                let joined = topic::join(dht, identity);
+                let (peers, connections) = (peers.clone(), connections.clone());
+                let counting = Arc::clone(&count);
+                tasks.spawn(topic::follow(joined, peers, connections, counting, cancel.clone()));
+                topic = Some(count);
+            }
+        }
+        Self { cancel, tasks: Arc::new(tasks), lan, topic }
     }
 
-    /// Leaves the topic (for at most 2 s) and stops. Idempotent.
+    /// What is known of the local network; `None` where it is not searched.
+    #[must_use]
+    pub fn lan(&self) -> Option<LanStatus> {
+        self.lan.as_ref().map(|lan| lan.status())
+    }
+
+    /// How the topic goes; `None` where it was not joined.
+    #[must_use]
+    pub fn topic(&self) -> Option<TopicStatus> {
+        self.topic.as_ref().map(|count| count.status())
+    }
+
+    /// Says goodbye on the local network and leaves the topic (for at most 2 s), and stops. Idempotent.
     pub async fn close(&self) {
         self.cancel.cancel();
         self.tasks.close();

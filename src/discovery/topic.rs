@@ -1,13 +1,15 @@
 //! The public topic of Alex servers.
 
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::hyperdht::{HyperDht, JoinOptions, Topic};
 use crate::identity::Identity;
-use crate::peers::{Connections, Peers};
+use crate::peers::{AddressSource, Connections, Peers};
 
 /// What `Buffer.alloc(32).fill('alex-reader')` gives in Node.
 pub const TOPIC: [u8; 32] = *b"alex-readeralex-readeralex-reade";
@@ -15,6 +17,25 @@ pub const TOPIC: [u8; 32] = *b"alex-readeralex-readeralex-reade";
 /// When the topic is looked at again after joining, out of turn: servers that joined at the same moment,
 /// as after a power cut, were not announced yet at the first look.
 const SECOND_LOOK: Duration = Duration::from_secs(8);
+
+/// How the topic goes, for a person.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TopicStatus {
+    /// How often somebody was found there.
+    pub found: usize,
+}
+
+/// Counts who is found.
+#[derive(Debug, Default)]
+pub(super) struct TopicCount {
+    found: AtomicUsize,
+}
+
+impl TopicCount {
+    pub(super) fn status(&self) -> TopicStatus {
+        TopicStatus { found: self.found.load(Ordering::Relaxed) }
+    }
+}
 
 /// Announces this server under the topic and looks for others.
 pub(super) fn join(dht: &HyperDht, identity: &Identity) -> Topic {
@@ -27,6 +48,7 @@ pub(super) async fn follow(
     mut topic: Topic,
     peers: Peers,
     connections: Connections,
+    count: Arc<TopicCount>,
     cancel: CancellationToken,
 ) {
     let mut second_look = pin!(tokio::time::sleep(SECOND_LOOK));
@@ -42,12 +64,10 @@ pub(super) async fn follow(
             found = topic.next() => found,
         };
         let Some(found) = found else { break };
-        let key = found.public_key;
-        if peers.is_approved(&key) {
-            connections.wake(&key);
-        } else {
-            peers.discover(key, "topic", &found.addresses);
-        }
+        count.found.fetch_add(1, Ordering::Relaxed);
+        peers.found(found.public_key, AddressSource::Topic, &found.addresses);
+        // Also where nothing is new: it is there.
+        connections.wake(&found.public_key);
     }
     topic.close().await;
 }

@@ -41,6 +41,9 @@ const UNANNOUNCE_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 struct State {
     relays: Vec<RelayInfo>,
+    /// Other nodes that may have our announcement: those asked in a round that is not over, and former
+    /// relays that were not told yet.
+    loose: HashSet<SocketAddrV4>,
     /// What clients are told to try first next time.
     relay_addresses: Vec<SocketAddrV4>,
     closest: Vec<SocketAddrV4>,
@@ -54,13 +57,16 @@ pub(crate) struct Announcer {
     keys: KeyPair,
     target: NodeId,
     state: Mutex<State>,
+    /// Held while rounds are made.
+    running: tokio::sync::Mutex<()>,
     /// Counts finished rounds.
     rounds: watch::Sender<u64>,
 }
 
 impl Announcer {
     pub(crate) fn new(keys: KeyPair, target: NodeId) -> Self {
-        Self { keys, target, state: Mutex::default(), rounds: watch::Sender::new(0) }
+        let (state, running) = Default::default();
+        Self { keys, target, state, running, rounds: watch::Sender::new(0) }
     }
 
     /// The nodes that pass handshakes on, and where they see us.
@@ -88,6 +94,11 @@ impl Announcer {
 
     /// Announces until cancelled.
     pub(crate) async fn run(&self, inner: &Arc<Inner>) {
+        let _running = self.running.lock().await;
+        if inner.rpc.options.direct_only {
+            self.rounds.send_modify(|rounds| *rounds += 1);
+            return std::future::pending().await;
+        }
         let mut changes = inner.rpc.network_changes.subscribe();
         let mut retry = PING_INTERVAL;
         loop {
@@ -148,6 +159,8 @@ impl Announcer {
         let options = QueryOptions { nodes, ..QueryOptions::default() };
         let replies = Query::new(Arc::clone(rpc), self.target, call, options).finish().await;
 
+        let asked = replies.iter().take(RELAYS).filter_map(|reply| v4(reply.from));
+        lock(&self.state).loose.extend(asked);
         let mut commits = JoinSet::new();
         for reply in replies.iter().take(RELAYS) {
             let (rpc, reply) = (Arc::clone(rpc), Arc::clone(reply));
@@ -165,23 +178,33 @@ impl Announcer {
 
         let kept: HashSet<SocketAddrV4> = relays.iter().map(|relay| relay.relay_address).collect();
         let closest = replies.iter().filter_map(|reply| v4(reply.from)).collect();
-        let before = {
+        let loose: Vec<SocketAddrV4> = {
             let mut state = lock(&self.state);
             let before = std::mem::replace(&mut state.relays, relays);
-            state.former.extend(before.iter().map(|relay| relay.relay_address));
+            let before = before.into_iter().map(|relay| relay.relay_address);
+            before.for_each(|relay| {
+                state.former.push_back(relay);
+                state.loose.insert(relay);
+            });
             let excess = state.former.len().saturating_sub(FORMER_RELAYS);
             state.former.drain(..excess);
             (state.relay_addresses, state.closest) = (relay_addresses, closest);
-            before
+            state.loose.retain(|address| !kept.contains(address));
+            state.loose.iter().copied().collect()
         };
-        let left = before.into_iter().map(|relay| relay.relay_address);
-        self.unannounce(rpc, left.filter(|address| !kept.contains(address)).collect()).await;
+        self.unannounce(rpc, loose).await;
+        lock(&self.state).loose.clear();
     }
 
-    /// Takes the announcement back from all nodes that have it, for at most 2 s.
+    /// Takes the announcement back from all nodes that have it, for at most 2 s. [`Announcer::run`] has to
+    /// be cancelled: it may be in the middle of a step still.
     pub(crate) async fn stop(&self, rpc: &Arc<Rpc>) {
+        let _over = self.running.lock().await;
         let state = std::mem::take(&mut *lock(&self.state));
-        let relays = state.relays.into_iter().map(|relay| relay.relay_address).collect();
+        let relays = state.relays.into_iter().map(|relay| relay.relay_address);
+        // Those of a round that was broken off may have it, too.
+        let relays: HashSet<SocketAddrV4> = relays.chain(state.loose).collect();
+        let relays = relays.into_iter().collect();
         // What could not be taken back ends by itself after 20 minutes.
         let _ = tokio::time::timeout(UNANNOUNCE_TIMEOUT, self.unannounce(rpc, relays)).await;
     }
@@ -251,6 +274,32 @@ mod tests {
 
     use crate::crypto::KeyPair;
     use crate::hyperdht::{HyperDht, Server, Testnet};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_server_that_closes_in_the_middle_of_a_round_leaves_no_announcement() {
+        let testnet = Testnet::start(8).await.unwrap();
+        let (node, other) = (
+            HyperDht::bind(testnet.options()).unwrap(),
+            HyperDht::bind(testnet.options()).unwrap(),
+        );
+        node.bootstrapped().await;
+        other.bootstrapped().await;
+        for round in 0..40 {
+            let keys = KeyPair::generate();
+            let server = node.listen(&keys, std::sync::Arc::new(|_, _| true)).unwrap();
+            // From before the first packet to after the last.
+            let begun = std::time::Instant::now();
+            while begun.elapsed() < Duration::from_micros(50 * round) {
+                tokio::task::yield_now().await;
+            }
+            server.close().await;
+            let found = other.find_peer(&keys.public_key()).await;
+            assert!(found.is_empty(), "round {round}: {found:?}");
+        }
+        node.close().await;
+        other.close().await;
+        testnet.close().await;
+    }
 
     async fn relays_change(server: &Server, gone: SocketAddr) {
         let changed = async {

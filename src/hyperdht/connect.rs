@@ -97,6 +97,7 @@ impl Connector {
     pub(crate) async fn connect(self) -> Result<Connection, ConnectError> {
         let cancel = self.inner.rpc.cancel.clone();
         tokio::select! {
+            biased;
             () = cancel.cancelled() => Err(ConnectError::Closed),
             outcome = tokio::time::timeout(self.options.timeout, self.run()) => {
                 outcome.unwrap_or(Err(ConnectError::Timeout))
@@ -106,7 +107,8 @@ impl Connector {
 
     async fn run(&self) -> Result<Connection, ConnectError> {
         let mut excluded = HashSet::new();
-        while excluded.len() < MAX_BAD_REPLIES {
+        // Among known addresses there may be one that is true, however many are not.
+        while excluded.len() < MAX_BAD_REPLIES.max(self.options.addresses.len()) {
             match self.attempt(&excluded).await {
                 Ok(connection) => return Ok(connection),
                 Err(Failure::Final(error)) => return Err(error),
@@ -190,19 +192,25 @@ impl Connector {
         let inner = &self.inner;
         let target = target_of(&self.remote);
         let mut ways: VecDeque<SocketAddr> = self.options.addresses.iter().copied().collect();
-        ways.extend(lock(&inner.store).peer(&target).map(|peer| peer.relay));
-        ways.extend(lock(&inner.routes).get(&target).into_iter().flatten());
+        let direct_only = self.options.direct_only;
+        if !direct_only {
+            ways.extend(lock(&inner.store).peer(&target).map(|peer| peer.relay));
+            ways.extend(lock(&inner.routes).get(&target).into_iter().flatten());
+        }
         ways.truncate(MAX_ASKED);
         let find = Call::new(commands::FIND_PEER, None, None);
         let options = QueryOptions { retries: 3, ..QueryOptions::default() };
-        let mut query = Some(Query::new(Arc::clone(&inner.rpc), target, find, options));
+        let mut query =
+            (!direct_only).then(|| Query::new(Arc::clone(&inner.rpc), target, find, options));
+        // One that is silent must not hold up the others.
+        let parallel = if direct_only { MAX_ASKED } else { PARALLEL };
         let mut asked: HashSet<SocketAddr> = excluded.clone();
         let mut silent = Vec::new();
         let mut requests: JoinSet<Asked> = JoinSet::new();
         let mut is_known = false;
 
         loop {
-            while requests.len() < PARALLEL && asked.len() < excluded.len() + MAX_ASKED {
+            while requests.len() < parallel && asked.len() < excluded.len() + MAX_ASKED {
                 let Some(way) = ways.pop_front() else { break };
                 if asked.insert(way) {
                     requests.spawn(ask(Arc::clone(inner), target, message.clone(), way));
@@ -223,6 +231,7 @@ impl Connector {
                     }
                 },
                 Some(outcome) = requests.join_next(), if !requests.is_empty() => match outcome {
+                    Ok(Asked::Answered(answer)) if direct_only && answer.is_relayed => {}
                     Ok(Asked::Answered(answer)) => return Ok(*answer),
                     Ok(Asked::Failed(error)) => return Err(error),
                     Ok(Asked::Silent(way)) => silent.push(way),

@@ -26,6 +26,7 @@ mod server;
 mod store;
 mod testnet;
 mod topic;
+mod tuning;
 
 pub use connection::Connection;
 pub use error::{AnnounceError, ConnectError, ListenError, RequestError};
@@ -38,3 +39,4 @@ pub use rpc::table::K;
 pub use server::Server;
 pub use testnet::Testnet;
 pub use topic::{Announcement, Topic};
+pub use tuning::Tuning;

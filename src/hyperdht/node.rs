@@ -95,7 +95,10 @@ impl HyperDht {
         let udx = Udx::new();
         let address = SocketAddr::new(options.host, options.port);
         let (server, client) = Rpc::bind_sockets(&udx, address)?;
-        let cached_nodes = options.cached_nodes.iter().filter_map(|node| match node {
+        let DhtOptions { direct_only, bootstrap, cached_nodes, .. } = options;
+        let (bootstrap, cached_nodes) =
+            if direct_only { Default::default() } else { (bootstrap, cached_nodes) };
+        let cached_nodes = cached_nodes.iter().filter_map(|node| match node {
             SocketAddr::V4(v4) => Some(*v4),
             SocketAddr::V6(_) => None,
         });
@@ -110,18 +113,20 @@ impl HyperDht {
             server,
             client,
             RpcOptions {
-                bootstrap: options.bootstrap,
-                ephemeral: options.ephemeral,
+                bootstrap,
+                ephemeral: if direct_only { Some(true) } else { options.ephemeral },
                 firewalled: options.firewalled,
                 quick_firewall: options.quick_firewall,
                 public_address,
                 cached_nodes: cached_nodes.collect(),
+                direct_only,
+                tuning: options.tuning,
             },
         );
         let inner = Arc::new(Inner {
             rpc,
             udx,
-            store: Mutex::new(Store::new()),
+            store: Mutex::new(Store::new(options.tuning)),
             relay_limit: Mutex::new(RateLimit::new(RELAY_RATE, RELAY_RATE)),
             routes: Mutex::new(ExpiringMap::new(MAX_ROUTES, ROUTE_AGE)),
             keep_alive: options.keep_alive,
@@ -190,6 +195,12 @@ impl HyperDht {
             seen_host: view.host().map(Into::into),
             nodes: state.table.len(),
         }
+    }
+
+    /// Whether this node takes no part in the network.
+    #[must_use]
+    pub fn is_direct_only(&self) -> bool {
+        self.inner().rpc.options.direct_only
     }
 
     /// The key pair of connections that do not bring their own.

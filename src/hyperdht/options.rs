@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::tuning::Tuning;
 use crate::crypto::{KeyPair, PublicKey};
 
 /// The port on which the reference listens.
@@ -105,6 +106,11 @@ pub struct DhtOptions {
     pub public_address: Option<SocketAddrV4>,
     /// Nodes known from an earlier run.
     pub cached_nodes: Vec<SocketAddr>,
+    /// Whether to take no part in the network: nothing is looked up, announced or stored, and connections
+    /// come about by known addresses only.
+    pub direct_only: bool,
+    /// Timeouts, sizes and ages.
+    pub tuning: Tuning,
     /// How long connections may be idle before an empty message keeps them alive.
     pub keep_alive: Duration,
 }
@@ -121,6 +127,8 @@ impl Default for DhtOptions {
             quick_firewall: true,
             public_address: None,
             cached_nodes: Vec::new(),
+            direct_only: false,
+            tuning: Tuning::default(),
             keep_alive: Duration::from_secs(5),
         }
     }
@@ -134,6 +142,9 @@ pub struct ConnectOptions {
     /// Addresses at which the peer itself may answer, or nodes that pass our handshake on to it.
     /// They are tried at once, before the network is asked.
     pub addresses: Vec<SocketAddr>,
+    /// Whether to try these addresses and nothing else, and only as the peer's own: nobody passes the
+    /// handshake on.
+    pub direct_only: bool,
     /// How long connecting may take in all. Only a hole punch through a NAT that changes ports takes
     /// more than a few seconds: up to 35 s with a peer that runs JavaScript.
     pub timeout: Duration,
@@ -141,7 +152,12 @@ pub struct ConnectOptions {
 
 impl Default for ConnectOptions {
     fn default() -> Self {
-        Self { key_pair: None, addresses: Vec::new(), timeout: Duration::from_secs(50) }
+        Self {
+            key_pair: None,
+            addresses: Vec::new(),
+            direct_only: false,
+            timeout: Duration::from_secs(50),
+        }
     }
 }
 

@@ -12,11 +12,9 @@ use super::cache::{ExpiringMap, Key};
 use super::messages::commands;
 use super::messages::records::{Announce, LookupReply, MutablePut, MutableValue, PeerRecord};
 use super::rpc::message::{NodeId, Token};
+use super::tuning::Tuning;
 use crate::crypto::{self, PublicKey};
 use crate::encoding::Reader;
-
-const RECORD_AGE: Duration = Duration::from_secs(20 * 60);
-const VALUE_AGE: Duration = Duration::from_secs(48 * 60 * 60);
 
 const MAX_PEERS: usize = 16_384;
 const MAX_TOPICS: usize = 2_048;
@@ -75,6 +73,7 @@ pub(crate) enum Stored {
 
 /// The records of a node.
 pub(crate) struct Store {
+    record_age: Duration,
     peers: ExpiringMap<AnnouncedPeer>,
     topics: ExpiringMap<Topic>,
     refreshes: ExpiringMap<Refresh>,
@@ -83,13 +82,15 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(tuning: Tuning) -> Self {
+        let Tuning { record_age, value_age, .. } = tuning;
         Self {
-            peers: ExpiringMap::new(MAX_PEERS, RECORD_AGE),
-            topics: ExpiringMap::new(MAX_TOPICS, RECORD_AGE),
-            refreshes: ExpiringMap::new(MAX_REFRESHES, RECORD_AGE),
-            mutables: ExpiringMap::new(MAX_VALUES, VALUE_AGE),
-            immutables: ExpiringMap::new(MAX_VALUES, VALUE_AGE),
+            record_age,
+            peers: ExpiringMap::new(MAX_PEERS, record_age),
+            topics: ExpiringMap::new(MAX_TOPICS, record_age),
+            refreshes: ExpiringMap::new(MAX_REFRESHES, record_age),
+            mutables: ExpiringMap::new(MAX_VALUES, value_age),
+            immutables: ExpiringMap::new(MAX_VALUES, value_age),
         }
     }
 
@@ -103,7 +104,8 @@ impl Store {
         let mut records: Vec<Bytes> = Vec::new();
         let mut bump = 0;
         if let Some(topic) = self.topics.get(target) {
-            let fresh = topic.records.iter().filter(|record| record.since.elapsed() < RECORD_AGE);
+            let fresh =
+                topic.records.iter().filter(|record| record.since.elapsed() < self.record_age);
             records.extend(fresh.map(|record| record.bytes.clone()));
             bump = topic.bump;
         }
@@ -167,9 +169,10 @@ impl Store {
             self.peers.insert(*target, AnnouncedPeer { relay: from, record: bytes });
             return;
         }
+        let record_age = self.record_age;
         let mut topic = self.topics.remove(target).unwrap_or_default();
         topic.records.retain(|record| {
-            record.public_key != peer.public_key && record.since.elapsed() < RECORD_AGE
+            record.public_key != peer.public_key && record.since.elapsed() < record_age
         });
         if topic.records.len() >= MAX_RECORDS_PER_TOPIC {
             topic.records.remove(0);
@@ -279,7 +282,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_under_its_own_key_is_found_with_its_address() {
-        let mut store = Store::new();
+        let mut store = Store::new(Tuning::default());
         let keys = KeyPair::generate();
         let target = target_of(&keys.public_key());
         assert_eq!(announce(&mut store, &keys, &target), Stored::Yes);
@@ -290,7 +293,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_topic_names_at_most_twenty_of_those_announced() {
-        let mut store = Store::new();
+        let mut store = Store::new(Tuning::default());
         for _ in 0..100 {
             assert_eq!(announce(&mut store, &KeyPair::generate(), &[1; 32]), Stored::Yes);
         }
@@ -302,7 +305,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn announcements_end_after_twenty_minutes() {
-        let mut store = Store::new();
+        let mut store = Store::new(Tuning::default());
         announce(&mut store, &KeyPair::generate(), &[1; 32]);
         tokio::time::advance(Duration::from_secs(15 * 60)).await;
         announce(&mut store, &KeyPair::generate(), &[1; 32]);
@@ -311,9 +314,22 @@ mod tests {
         assert_eq!(reply.peers.len(), 1);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn announcements_end_when_the_node_is_told_that_they_do() {
+        let mut store =
+            Store::new(Tuning { record_age: Duration::from_secs(60), ..Tuning::default() });
+        let keys = KeyPair::generate();
+        let target = target_of(&keys.public_key());
+        announce(&mut store, &keys, &target);
+        announce(&mut store, &keys, &[1; 32]);
+        tokio::time::advance(Duration::from_secs(61)).await;
+        assert!(store.peer(&target).is_none());
+        assert_eq!(store.lookup(&[1; 32], None), None);
+    }
+
     #[tokio::test]
     async fn a_forged_announcement_is_ignored() {
-        let mut store = Store::new();
+        let mut store = Store::new(Tuning::default());
         let keys = KeyPair::generate();
         let mut announce =
             Announce::signed(commands::ANNOUNCE, &keys, Vec::new(), &[1; 32], &ID, &TOKEN);
@@ -325,7 +341,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_owner_unannounces() {
-        let mut store = Store::new();
+        let mut store = Store::new(Tuning::default());
         let keys = KeyPair::generate();
         announce(&mut store, &keys, &[1; 32]);
         let stranger = KeyPair::generate();
@@ -339,7 +355,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_immutable_value_is_found_by_its_hash_only() {
-        let mut store = Store::new();
+        let mut store = Store::new(Tuning::default());
         assert_eq!(store.put_immutable(&crypto::hash(&[b"value"]), b"value"), Stored::Yes);
         assert_eq!(store.put_immutable(&[0; 32], b"value"), Stored::Ignored);
         assert_eq!(store.immutable(&crypto::hash(&[b"value"])).unwrap(), "value");

@@ -1,7 +1,10 @@
 //! The node: opens every layer over one data directory, joins them, and closes them again.
 
+mod advice;
+mod network;
 mod options;
 mod status;
+mod surroundings;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,10 +17,12 @@ use tokio_util::task::TaskTracker;
 pub use options::{Limits, NodeOptions};
 pub use status::{Layer, Status};
 
+use network::{Network, Online, Place};
+
 use crate::catalog::{Catalog, CatalogOptions};
 use crate::crypto::PublicKey;
-use crate::discovery::Discovery;
-use crate::error::{Error, ErrorCode, Result};
+use crate::discovery::DiscoveryOptions;
+use crate::error::{Error, Result};
 use crate::events::{EventKind, Events};
 use crate::hypercore::Storage;
 use crate::hypercore::replicator::Replicator;
@@ -44,19 +49,13 @@ struct Inner {
     peers: Peers,
     catalog: Catalog,
     transfers: Transfers,
-    network: Option<Network>,
+    place: Place,
+    discovery: DiscoveryOptions,
     tasks: Tasks,
     is_closing: AtomicBool,
     closed: OnceCell<()>,
     /// Given up last: another process may open the directory then.
     lock: std::sync::Mutex<Option<DataDirLock>>,
-}
-
-/// What there is when the DHT is switched on.
-struct Network {
-    dht: HyperDht,
-    connections: Connections,
-    discovery: Discovery,
 }
 
 /// What runs beside the layers.
@@ -120,31 +119,20 @@ impl Node {
         })
         .await?;
         tasks.let_go(&peers, &catalog, &transfers, &events);
-        let network = if options.discovery.dht {
-            let dht = HyperDht::bind(dht_options).map_err(|error| {
-                let message = format!(
-                    "no UDP socket could be opened: {error}; choose another host or port, or free it"
-                );
-                Error::new(ErrorCode::Network, message)
-            })?;
-            let connections = {
+        let place = Place::open(Network {
+            options: dht_options,
+            discovery: options.discovery,
+            identity: identity.clone(),
+            peers: peers.clone(),
+            database: database.clone(),
+            attach: {
                 let transfers = transfers.clone();
-                Connections::start(
-                    &dht,
-                    &identity,
-                    &peers,
-                    Arc::new(move |connection| {
-                        replicator.attach(&connection.mux);
-                        transfers.attach(&connection.mux);
-                    }),
-                )?
-            };
-            let discovery =
-                Discovery::start(&dht, &identity, &peers, &connections, options.discovery);
-            Some(Network { dht, connections, discovery })
-        } else {
-            None
-        };
+                Arc::new(move |connection| {
+                    replicator.attach(&connection.mux);
+                    transfers.attach(&connection.mux);
+                })
+            },
+        })?;
         tracing::info!(key = identity.public_key().short(), "the node is open");
         Ok(Self {
             inner: Arc::new(Inner {
@@ -155,7 +143,8 @@ impl Node {
                 peers,
                 catalog,
                 transfers,
-                network,
+                place,
+                discovery: options.discovery,
                 tasks,
                 is_closing: AtomicBool::new(false),
                 closed: OnceCell::new(),
@@ -200,16 +189,59 @@ impl Node {
         &self.inner.data_dir
     }
 
-    /// The live connections; `None` when the DHT is switched off.
+    /// The live connections; `None` while the node is suspended or closed.
     #[must_use]
-    pub fn connections(&self) -> Option<&Connections> {
-        self.inner.network.as_ref().map(|network| &network.connections)
+    pub fn connections(&self) -> Option<Connections> {
+        self.online().map(|online| online.connections)
     }
 
-    /// The DHT node; `None` when the DHT is switched off.
+    /// The DHT node; `None` while the node is suspended or closed.
     #[must_use]
-    pub fn dht(&self) -> Option<&HyperDht> {
-        self.inner.network.as_ref().map(|network| &network.dht)
+    pub fn dht(&self) -> Option<HyperDht> {
+        self.online().map(|online| online.dht)
+    }
+
+    fn online(&self) -> Option<Online> {
+        self.inner.place.online()
+    }
+
+    /// Goes off the network, before the machine sleeps or while there is nothing to do: peers hear that
+    /// this server goes, and nothing is sent or received until [`Node::resume`]. Everything that needs
+    /// no network goes on working. Idempotent. Once begun, it comes to its end also when the caller goes.
+    ///
+    /// # Errors
+    ///
+    /// `ERR_CLOSED` after [`Node::close`].
+    pub async fn suspend(&self) -> Result<()> {
+        self.check_open()?;
+        let node = self.clone();
+        let suspending = tokio::spawn(async move {
+            if node.inner.place.suspend().await {
+                node.tell_network(false, "the node is suspended");
+            }
+        });
+        suspending.await.map_err(|_| Error::closed())
+    }
+
+    /// Goes back on the network, on the same port if that is free, and dials everybody at once.
+    /// Idempotent.
+    ///
+    /// # Errors
+    ///
+    /// `ERR_NETWORK` when no socket can be bound; the node is suspended still. `ERR_CLOSED` after
+    /// [`Node::close`].
+    pub async fn resume(&self) -> Result<()> {
+        self.check_open()?;
+        if self.inner.place.resume().await? {
+            self.tell_network(true, "the node is on the network again");
+        }
+        self.check_open()
+    }
+
+    fn tell_network(&self, ok: bool, message: &str) {
+        tracing::info!(message);
+        let (layer, message) = ("network".to_owned(), message.to_owned());
+        self.inner.events.emit(EventKind::Status { layer, ok, message });
     }
 
     /// What works and what does not, for a person.
@@ -239,11 +271,7 @@ impl Node {
 
 impl Inner {
     async fn close(&self) {
-        if let Some(network) = &self.network {
-            network.discovery.close().await;
-            network.connections.close().await;
-            network.dht.close().await;
-        }
+        self.place.close().await;
         self.transfers.close().await;
         self.tasks.close().await;
         self.catalog.close().await;

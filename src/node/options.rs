@@ -96,6 +96,7 @@ impl NodeOptions {
         let mut options = DhtOptions {
             bootstrap: discovery::bootstrap_nodes(self.bootstrap.as_deref())?,
             key_pair: identity.key_pair().clone(),
+            direct_only: !self.discovery.dht,
             ..DhtOptions::default()
         };
         if let Some(host) = &self.host {

@@ -3,8 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 use super::Node;
+use super::advice::Facts;
+use super::surroundings::Surroundings;
+use crate::discovery::{DiscoveryOptions, LanStatus, TopicStatus};
+use crate::error::ErrorCode;
 use crate::hyperdht::DhtStatus;
-use crate::peers::{Connections, Peer, PeerStatus};
+use crate::peers::{Peer, PeerProblem, PeerStatus};
+use crate::time::now_ms;
 
 /// A node's health.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -12,15 +17,20 @@ use crate::peers::{Connections, Peer, PeerStatus};
 pub struct Status {
     /// This server's key, z32.
     pub public_key: String,
+    /// Whether the node is off the network, by [`Node::suspend`].
+    pub is_suspended: bool,
     /// The layers, each with what it says of itself.
     pub layers: Vec<Layer>,
     /// The addresses this node listens on, as `ip:port`.
     pub addresses: Vec<String>,
     /// The address at which anybody on the internet reaches this node, when that is proved.
     pub public_address: Option<String>,
+    /// The address that others see this node at, as far as they agree; without a port where a NAT changes
+    /// it.
+    pub seen_address: Option<String>,
     /// The kind of NAT in front of it: `open`, `consistent`, `random` or `unknown`.
     pub nat: String,
-    /// The approved peers, connected or not, with the reason.
+    /// The approved peers, connected or not, each that is not with the reason.
     pub peers: Vec<Peer>,
     /// How many keys wait for approval.
     pub pending: usize,
@@ -34,7 +44,7 @@ pub struct Status {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Layer {
-    /// `dht` or `catalog`.
+    /// `dht`, `lan`, `topic` or `catalog`.
     pub name: String,
     /// Whether it is switched on.
     pub is_enabled: bool,
@@ -45,8 +55,13 @@ pub struct Layer {
 }
 
 pub(super) fn of(node: &Node) -> Status {
-    let dht = node.dht().map(|dht| dht.status());
-    let peers: Vec<Peer> = node
+    let online = node.online();
+    let wanted = node.inner.discovery;
+    let dht = online.as_ref().filter(|_| wanted.dht).map(|online| online.dht.status());
+    let is_announced = online.as_ref().is_some_and(|online| online.connections.is_announced());
+    let lan = online.as_ref().and_then(|online| online.discovery.lan());
+    let topic = online.as_ref().and_then(|online| online.discovery.topic());
+    let mut peers: Vec<Peer> = node
         .peers()
         .list()
         .into_iter()
@@ -54,37 +69,122 @@ pub(super) fn of(node: &Node) -> Status {
         .collect();
     let pending = node.peers().pending().len();
     let trouble = node.catalog().trouble();
-    let is_announced = node.connections().is_some_and(Connections::is_announced);
+    let is_suspended = online.is_none();
+    let facts = Facts {
+        is_suspended,
+        dht: dht.as_ref(),
+        lan: lan.as_ref(),
+        surroundings: Surroundings::look(now_ms()),
+        port: online.as_ref().map(|online| online.dht.local_addr().port()),
+        peers: &peers,
+        pending,
+        trouble: trouble.as_deref(),
+    };
+    let mut layers = vec![
+        dht_layer(wanted, dht.as_ref(), is_announced),
+        lan_layer(wanted, lan.as_ref()),
+        topic_layer(wanted, topic, dht.as_ref()),
+    ];
+    if is_suspended {
+        for layer in &mut layers {
+            "the node is suspended".clone_into(&mut layer.detail);
+        }
+    }
+    layers.push(catalog_layer(trouble.as_deref()));
+    let advice = facts.advice();
+    for peer in peers.iter_mut().filter(|peer| !peer.is_online) {
+        peer.problem = why_missing(peer.problem.take(), is_suspended);
+    }
+    let addresses = online.map_or_else(Vec::new, |online| online.dht.local_addresses());
     Status {
         public_key: node.identity().public_key_text(),
-        layers: vec![dht_layer(dht.as_ref(), is_announced), catalog_layer(trouble.as_deref())],
-        addresses: node
-            .dht()
-            .map(|dht| dht.local_addresses().iter().map(ToString::to_string).collect())
-            .unwrap_or_default(),
+        is_suspended,
+        layers,
+        addresses: addresses.iter().map(ToString::to_string).collect(),
         public_address: dht.as_ref().and_then(|dht| dht.remote_address).map(|a| a.to_string()),
+        seen_address: dht.as_ref().and_then(seen_address),
         nat: nat(dht.as_ref()).to_owned(),
-        advice: advice(dht.as_ref(), &peers, pending, trouble.as_deref()),
+        advice,
         peers,
         pending,
         catalog_length: node.catalog().length(),
     }
 }
 
-fn dht_layer(dht: Option<&DhtStatus>, is_announced: bool) -> Layer {
-    let (works, detail) = match dht {
-        None => (false, "switched off: nobody is found, and nobody finds this server".to_owned()),
-        Some(dht) if !dht.bootstrapped => (false, "still looking for the network".to_owned()),
-        Some(dht) if dht.nodes == 0 => (false, "no node of the network answers".to_owned()),
-        Some(_) if !is_announced => (false, "telling the network where this server is".to_owned()),
+/// Why a peer is not connected, also while nothing has failed.
+fn why_missing(problem: Option<PeerProblem>, is_suspended: bool) -> Option<PeerProblem> {
+    let missing = |message: &str| PeerProblem {
+        code: ErrorCode::PeerOffline.as_str().to_owned(),
+        message: message.to_owned(),
+        at: now_ms(),
+    };
+    match problem {
+        _ if is_suspended => Some(missing("this node is suspended")),
+        None => Some(missing("this server is being dialed")),
+        problem => problem,
+    }
+}
+
+fn layer(name: &str, is_enabled: bool, (works, detail): (bool, String)) -> Layer {
+    Layer { name: name.to_owned(), is_enabled, works, detail }
+}
+
+fn off(detail: &str) -> (bool, String) {
+    (false, detail.to_owned())
+}
+
+fn dht_layer(wanted: DiscoveryOptions, dht: Option<&DhtStatus>, is_announced: bool) -> Layer {
+    let state = match dht {
+        None => {
+            off("switched off: peers are found on the local network, or where you say they are")
+        }
+        Some(dht) if !dht.bootstrapped => off("still looking for the network"),
+        Some(dht) if dht.nodes == 0 => off("no node of the network answers"),
+        Some(_) if !is_announced => off("telling the network where this server is"),
         Some(dht) => (true, format!("knows {} nodes of the network", dht.nodes)),
     };
-    Layer { name: "dht".into(), is_enabled: dht.is_some(), works, detail }
+    layer("dht", wanted.dht, state)
+}
+
+fn lan_layer(wanted: DiscoveryOptions, lan: Option<&LanStatus>) -> Layer {
+    let state = match lan {
+        None if wanted.lan => off("off: the node listens on this machine only"),
+        None => off("switched off"),
+        Some(lan) if lan.is_flooded => off("pauses: somebody floods the local network"),
+        Some(lan) if !lan.is_heard => match &lan.trouble {
+            Some(trouble) => (false, format!("this server is not heard: {trouble}")),
+            None => off("this server's own announcement was not heard yet"),
+        },
+        Some(lan) => match lan.others {
+            0 => (true, "no other server announces itself".to_owned()),
+            1 => (true, "1 other server announces itself".to_owned()),
+            others => (true, format!("{others} other servers announce themselves")),
+        },
+    };
+    layer("lan", wanted.lan && lan.is_some(), state)
+}
+
+fn topic_layer(
+    wanted: DiscoveryOptions,
+    topic: Option<TopicStatus>,
+    dht: Option<&DhtStatus>,
+) -> Layer {
+    let state = match topic {
+        None => off("switched off"),
+        Some(_) if dht.is_none_or(|dht| dht.nodes == 0) => off("waits for the DHT"),
+        Some(TopicStatus { found: 0 }) => (true, "nobody was found yet".to_owned()),
+        Some(TopicStatus { found }) => (true, format!("servers were found {found} times")),
+    };
+    layer("topic", wanted.topic && wanted.dht, state)
 }
 
 fn catalog_layer(trouble: Option<&str>) -> Layer {
     let detail = trouble.unwrap_or("books can be published").to_owned();
-    Layer { name: "catalog".into(), is_enabled: true, works: trouble.is_none(), detail }
+    layer("catalog", true, (trouble.is_none(), detail))
+}
+
+fn seen_address(dht: &DhtStatus) -> Option<String> {
+    dht.remote_address.map(|a| a.to_string()).or_else(|| dht.seen_host.map(|ip| ip.to_string()))
 }
 
 fn nat(dht: Option<&DhtStatus>) -> &'static str {
@@ -96,49 +196,38 @@ fn nat(dht: Option<&DhtStatus>) -> &'static str {
     }
 }
 
-fn advice(
-    dht: Option<&DhtStatus>,
-    peers: &[Peer],
-    pending: usize,
-    trouble: Option<&str>,
-) -> Vec<String> {
-    let mut advice: Vec<String> = trouble.map(str::to_owned).into_iter().collect();
-    if dht.is_some_and(|dht| dht.bootstrapped && dht.nodes == 0) {
-        advice.push(
-            "No node of the DHT answers. Check that this machine is online and that its firewall lets \
-             UDP out; with a private network, check the bootstrap addresses."
-                .to_owned(),
-        );
-    }
-    if pending > 0 {
-        let keys =
-            if pending == 1 { "1 key knocked and waits" } else { "Some keys knocked and wait" };
-        advice.push(format!("{keys} for approval: see peers.pending()."));
-    }
-    for peer in peers.iter().filter(|peer| !peer.is_online) {
-        if let Some(problem) = &peer.problem {
-            let name = peer.display_name().unwrap_or(&peer.key);
-            advice.push(format!("{name}: {}", problem.message));
-        }
-    }
-    advice
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_node_without_the_dht_says_that_nobody_is_found() {
-        let layer = dht_layer(None, false);
-        assert!(!layer.is_enabled && !layer.works);
-        assert!(layer.detail.contains("switched off"));
+    fn a_layer_that_is_off_says_so() {
+        let wanted = DiscoveryOptions { dht: false, lan: true, topic: true };
+        let layers = [
+            dht_layer(wanted, None, false),
+            lan_layer(wanted, None),
+            topic_layer(wanted, None, None),
+        ];
+        assert!(layers.iter().all(|layer| !layer.is_enabled && !layer.works));
+        assert!(layers.iter().all(|layer| layer.detail.contains("off")));
         assert_eq!(nat(None), "unknown");
-        assert!(advice(None, &[], 0, None).is_empty());
     }
 
     #[test]
-    fn a_waiting_knock_is_advice() {
-        assert!(advice(None, &[], 1, None)[0].contains("1 key"));
+    fn a_missing_peer_always_has_a_reason() {
+        let asleep = why_missing(None, true).unwrap();
+        let dialed = why_missing(None, false).unwrap();
+        assert!(asleep.message.contains("suspended") && dialed.message.contains("dialed"));
+        assert_eq!(why_missing(Some(dialed.clone()), false), Some(dialed));
+    }
+
+    #[test]
+    fn the_local_network_works_once_the_own_announcement_is_heard() {
+        let wanted = DiscoveryOptions::default();
+        let mut lan = LanStatus { others: 2, ..LanStatus::default() };
+        assert!(!lan_layer(wanted, Some(&lan)).works);
+        lan.is_heard = true;
+        let layer = lan_layer(wanted, Some(&lan));
+        assert!(layer.works && layer.is_enabled && layer.detail.starts_with("2 other"));
     }
 }

@@ -14,7 +14,9 @@ use tokio_util::task::TaskTracker;
 use super::arbitration::{self, Verdict, WITHDRAWAL};
 use super::dialer::{Wake, keep_connected};
 use super::directory::Peers;
+use super::on_link::is_on_link;
 use super::presence::Admission;
+use super::record::ConnectionPath;
 use super::registry::{ConnectionEvents, Insertion, PeerConnection, Registry};
 use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
@@ -27,6 +29,8 @@ use crate::udx::StreamHandle;
 
 /// How many peers are dialed at the same time.
 const DIALS: usize = 16;
+/// How many peers are dialed at known addresses at the same time.
+const DIRECT_DIALS: usize = 64;
 /// How many accepted connections wait at once for a first byte, or for the other side to withdraw them.
 const UNDECIDED: usize = 128;
 /// An accepted connection on which nothing arrived by then is dropped.
@@ -53,8 +57,10 @@ pub(super) struct Inner {
     pub(super) peers: Peers,
     pub(super) dht: HyperDht,
     pub(super) registry: Arc<Registry>,
-    /// Dials under way.
+    /// Dials over the network under way.
     pub(super) dials: Semaphore,
+    /// Dials at known addresses under way.
+    pub(super) direct_dials: Semaphore,
     undecided: Arc<Semaphore>,
     wakes: Mutex<HashMap<PublicKey, Arc<Wake>>>,
     attach: Attach,
@@ -83,6 +89,7 @@ impl Connections {
             dht: dht.clone(),
             registry: Arc::new(Registry::new()),
             dials: Semaphore::new(DIALS),
+            direct_dials: Semaphore::new(DIRECT_DIALS),
             undecided: Arc::new(Semaphore::new(UNDECIDED)),
             wakes: Mutex::default(),
             attach,
@@ -104,6 +111,12 @@ impl Connections {
         inner.spawn(note_announced(Arc::clone(&inner), Arc::clone(&server)));
         inner.spawn(accept(Arc::clone(&inner), server));
         inner.spawn(follow_approvals(Arc::clone(&inner)));
+        let dialers = Arc::downgrade(&inner);
+        peers.on_address(Box::new(move |key| {
+            if let Some(inner) = dialers.upgrade() {
+                inner.wake(key);
+            }
+        }));
         Ok(Self { inner })
     }
 
@@ -141,9 +154,7 @@ impl Connections {
 
     /// The peer may be there now: dials it at once if it is approved and not connected.
     pub fn wake(&self, key: &PublicKey) {
-        if let Some(wake) = lock(&self.inner.wakes).get(key) {
-            wake.now.notify_one();
-        }
+        self.inner.wake(key);
     }
 
     /// The network came back or changed: dials everybody who is not connected at once.
@@ -290,6 +301,15 @@ impl Inner {
         self.identity.public_key()
     }
 
+    fn wake(&self, key: &PublicKey) {
+        if self.registry.get(key).is_some() {
+            return;
+        }
+        if let Some(wake) = lock(&self.wakes).get(key) {
+            wake.now.notify_one();
+        }
+    }
+
     /// Takes a connection that a peer dialed, once the peer has sent something on it.
     fn accepted(self: &Arc<Self>, connection: Connection) {
         let key = connection.remote_public_key();
@@ -344,8 +364,10 @@ impl Inner {
             mux: Protomux::new(stream, MuxOptions { paused: true }),
             udx,
             remote,
+            path: path_to(remote),
             initiator,
             since: now_ms(),
+            meter: Arc::default(),
             number: self.next_number.fetch_add(1, Ordering::Relaxed),
         };
         let live = connection.clone();
@@ -412,6 +434,11 @@ impl Inner {
     }
 }
 
+/// What lies between us and a peer at `remote`.
+fn path_to(remote: SocketAddr) -> ConnectionPath {
+    if is_on_link(remote.ip()) { ConnectionPath::Lan } else { ConnectionPath::Direct }
+}
+
 /// Waits until a connection is over, and ends one on which nothing arrives. Gives the reason.
 async fn watch(connection: &PeerConnection, cancel: &CancellationToken) -> String {
     let closed = connection.mux.closed();
@@ -428,6 +455,7 @@ async fn watch(connection: &PeerConnection, cancel: &CancellationToken) -> Strin
             () = tokio::time::sleep(LOOK) => {}
         }
         let now = connection.udx.stats().bytes_received;
+        connection.measure();
         silent = if now == received { silent + LOOK } else { Duration::ZERO };
         if silent >= SILENCE {
             connection.destroy();

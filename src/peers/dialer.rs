@@ -9,9 +9,10 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::arbitration::is_preferred;
 use super::backoff::Backoff;
 use super::connections::Inner;
+use super::dial::dial;
 use crate::crypto::PublicKey;
 use crate::error::ErrorCode;
-use crate::hyperdht::{ConnectError, ConnectOptions};
+use crate::hyperdht::ConnectError;
 
 /// A connection that lasted this long was a good one: the next wait is short again.
 const GOOD: Duration = Duration::from_secs(10);
@@ -50,14 +51,14 @@ pub(super) async fn keep_connected(inner: Arc<Inner>, key: PublicKey, wake: Arc<
             continue;
         }
         let began = Instant::now();
-        match dial(&inner, &key, dials_first).await {
+        match attempt(&inner, &key, &wake, dials_first).await {
             None if inner.registry.get(&key).is_some() => continue,
             // It came and went at once.
             None => {}
             Some(ConnectError::Closed) => return,
             Some(failure) => {
                 tracing::debug!(peer = key.short(), error = %failure, "a peer was not reached");
-                let (code, message) = explain(&failure);
+                let (code, message) = explain(&failure, inner.dht.is_direct_only());
                 inner.peers.set_problem(&key, code, message.to_owned());
             }
         }
@@ -83,16 +84,16 @@ async fn pause(inner: &Inner, key: &PublicKey, wake: &Wake, wait: Duration, back
 }
 
 /// One attempt. `None` when a connection came about, by this dial or the peer's.
-async fn dial(inner: &Arc<Inner>, key: &PublicKey, dials_first: bool) -> Option<ConnectError> {
-    let _slot = inner.dials.acquire().await.ok()?;
+async fn attempt(
+    inner: &Arc<Inner>,
+    key: &PublicKey,
+    wake: &Wake,
+    dials_first: bool,
+) -> Option<ConnectError> {
     if !inner.registry.has_room_for(key) {
         return Some(ConnectError::Busy);
     }
-    let options = ConnectOptions {
-        key_pair: Some(inner.identity.key_pair().clone()),
-        ..ConnectOptions::default()
-    };
-    let connecting = inner.dht.connect(key, options);
+    let connecting = dial(inner, key, wake);
     let outcome = if dials_first {
         // Ours would win over one that comes in meanwhile: broken off now, it might take that along.
         connecting.await
@@ -104,6 +105,7 @@ async fn dial(inner: &Arc<Inner>, key: &PublicKey, dials_first: bool) -> Option<
     };
     match outcome {
         Ok(connection) => {
+            inner.peers.reached(key, connection.remote);
             inner.admit(connection);
             None
         }
@@ -117,8 +119,13 @@ fn jitter(upto: Duration) -> Duration {
 }
 
 /// What a failed dial means to a person.
-fn explain(error: &ConnectError) -> (ErrorCode, &'static str) {
+fn explain(error: &ConnectError, direct_only: bool) -> (ErrorCode, &'static str) {
     match error {
+        ConnectError::PeerNotFound if direct_only => (
+            ErrorCode::PeerOffline,
+            "this server is not on the local network, and does not answer where it was: with the DHT \
+             switched off, it is not looked for elsewhere",
+        ),
         ConnectError::PeerNotFound => (
             ErrorCode::PeerOffline,
             "the network does not know this server: it is offline, or uses another network",

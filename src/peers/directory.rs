@@ -6,11 +6,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Notify, watch};
 
+use super::addresses::{Addresses, OnAddress, check_address};
 use super::discovered::DiscoveredList;
 use super::knocks::Knocks;
 use super::lookup::shown;
@@ -47,6 +47,7 @@ pub(super) struct Inner {
     pub(super) approvals: watch::Sender<u64>,
     /// There are rows to write.
     pub(super) unsaved: Arc<Notify>,
+    pub(super) on_address: Mutex<Option<OnAddress>>,
 }
 
 #[derive(Default)]
@@ -61,8 +62,24 @@ pub(super) struct State {
 
 pub(super) struct Entry {
     pub(super) stored: Stored,
+    pub(super) addresses: Addresses,
     pub(super) live: Option<Live>,
     pub(super) problem: Option<PeerProblem>,
+}
+
+impl Entry {
+    pub(super) fn new(stored: Stored) -> Self {
+        Self { stored, addresses: Addresses::default(), live: None, problem: None }
+    }
+}
+
+impl Inner {
+    /// There is news of where this approved peer is.
+    pub(super) fn wake(&self, key: &PublicKey) {
+        if let Some(call) = &*lock(&self.on_address) {
+            call(key);
+        }
+    }
 }
 
 impl Peers {
@@ -74,8 +91,14 @@ impl Peers {
     pub async fn open(database: &Database, own: PublicKey, events: &Events) -> Result<Self> {
         database.write::<_, StoreError, _>(table::all_offline).await?;
         let mut state = State::default();
+        let mut reached = database.read(table::addresses)?;
         for (key, stored) in database.read(table::peers)? {
-            state.peers.insert(key, Entry { stored, live: None, problem: None });
+            let addresses = reached.remove(&key).unwrap_or_default();
+            let entry = Entry {
+                addresses: Addresses::restored(addresses.into_iter()),
+                ..Entry::new(stored)
+            };
+            state.peers.insert(key, entry);
         }
         for (key, entry) in database.read(table::knocks)? {
             state.knocks.restore(key, entry);
@@ -89,6 +112,7 @@ impl Peers {
             deciding: tokio::sync::Mutex::new(()),
             approvals: watch::Sender::new(0),
             unsaved: Arc::clone(&unsaved),
+            on_address: Mutex::default(),
         });
         tokio::spawn(save_when_needed(Arc::downgrade(&inner), unsaved));
         Ok(Self { inner })
@@ -100,13 +124,15 @@ impl Peers {
     /// # Errors
     ///
     /// `ERR_INVALID_KEY` says what is wrong with the text; `ERR_PEER_BLOCKED` for a blocked key, which
-    /// only [`Peers::approve`] unblocks; `ERR_INVALID_ARGUMENT` for a nickname that is too long.
+    /// only [`Peers::approve`] unblocks; `ERR_INVALID_ARGUMENT` for a nickname that is too long or an
+    /// address that is none.
     pub async fn add(&self, text: &str, options: AddOptions) -> Result<Peer> {
         let parsed = parse_key(text)?;
         let nickname = match &options.nickname {
             Some(nickname) => check_nickname(nickname)?,
             None => parsed.nickname.as_deref().and_then(clean_name),
         };
+        let address = options.address.as_deref().map(check_address).transpose()?.flatten();
         let given = options.nickname.is_some();
         self.decide(parsed.key, PeerChange::Approved, move |found| {
             let mut peer = found.unwrap_or_else(|| new_peer(PeerStatus::Approved));
@@ -116,6 +142,7 @@ impl Peers {
             if given || peer.nickname.is_none() {
                 peer.nickname = nickname;
             }
+            peer.address = address.or(peer.address);
             Ok(peer)
         })
         .await
@@ -147,20 +174,27 @@ impl Peers {
         .await
     }
 
-    /// Changes a peer's nickname or policy.
+    /// Changes a peer's nickname, policy or address.
     ///
     /// # Errors
     ///
     /// `ERR_NOT_FOUND` for a key that is neither approved nor blocked; `ERR_INVALID_ARGUMENT` for a
-    /// nickname that is too long.
+    /// nickname that is too long or an address that is none.
     pub async fn update(&self, key: &PublicKey, update: PeerUpdate) -> Result<Peer> {
         let check = |nickname: String| check_nickname(&nickname);
         let nickname = match update.nickname {
             Some(nickname) => Some(nickname.map(check).transpose()?.flatten()),
             None => None,
         };
+        let address = match update.address {
+            Some(address) => Some(address.as_deref().map(check_address).transpose()?.flatten()),
+            None => None,
+        };
         self.decide(*key, PeerChange::Updated, move |found| {
             let mut peer = found.ok_or_else(not_found)?;
+            if let Some(address) = address {
+                peer.address = address;
+            }
             if let Some(nickname) = nickname {
                 peer.nickname = nickname;
             }
@@ -230,19 +264,6 @@ impl Peers {
         .map(drop)
     }
 
-    /// Adds a found key to [`Peers::discovered`], unless it is a peer or this server.
-    pub fn discover(&self, key: PublicKey, source: &'static str, addresses: &[SocketAddr]) {
-        let inner = &self.inner;
-        let mut state = lock(&inner.state);
-        if key == inner.own || state.peers.contains_key(&key) || state.closed {
-            return;
-        }
-        if state.discovered.insert(key, source, addresses, now_ms()) {
-            let (peer, source) = (key.to_z32(), source.to_owned());
-            inner.events.emit(EventKind::PeerDiscovered { peer, source });
-        }
-    }
-
     /// One decision: reads the peer, lets `change` make its new row, writes that, tells everybody.
     async fn decide(
         &self,
@@ -280,12 +301,11 @@ impl Peers {
             let peer = {
                 let mut state = lock(&inner.state);
                 state.knocks.remove(&key);
-                state.discovered.remove(&key);
-                let entry = state.peers.entry(key).or_insert_with(|| Entry {
-                    stored: after.clone(),
-                    live: None,
-                    problem: None,
-                });
+                let discovered = state.discovered.remove(&key);
+                let entry = state.peers.entry(key).or_insert_with(|| Entry::new(after.clone()));
+                if let Some((source, addresses)) = discovered {
+                    entry.addresses.note(source, &addresses, now_ms());
+                }
                 let last_seen_at = entry.stored.last_seen_at.max(after.last_seen_at);
                 entry.stored = Stored { last_seen_at, ..after.clone() };
                 if entry.stored.status != PeerStatus::Approved {
@@ -293,6 +313,10 @@ impl Peers {
                 }
                 shown(&key, entry)
             };
+            let given = after.address.is_some();
+            if given && before.as_ref().is_none_or(|before| before.address != after.address) {
+                inner.wake(&key);
+            }
             if before.as_ref() != Some(&after) {
                 let same_status = before.is_some_and(|before| before.status == after.status);
                 peers.changed(&key, if same_status { PeerChange::Updated } else { change });
@@ -331,6 +355,7 @@ pub(super) fn new_peer(status: PeerStatus) -> Stored {
         last_seen_at: None,
         policy: None,
         feed_key: None,
+        address: None,
     }
 }
 
@@ -350,6 +375,7 @@ fn not_found() -> Error {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::addresses::AddressSource;
     use super::super::presence::Admission;
     use super::*;
     use crate::crypto::KeyPair;
@@ -376,7 +402,7 @@ pub(super) mod tests {
         Setup { _dir: dir, database, events, peers }
     }
 
-    pub(in super::super) fn address() -> SocketAddr {
+    pub(in super::super) fn address() -> std::net::SocketAddr {
         "192.0.2.1:5000".parse().unwrap()
     }
 
@@ -412,7 +438,7 @@ pub(super) mod tests {
     async fn adding_again_changes_the_nickname_at_most() {
         let setup = setup().await;
         let mut events = setup.events.subscribe(None);
-        let named = AddOptions { nickname: Some("Bo".into()) };
+        let named = AddOptions { nickname: Some("Bo".into()), ..AddOptions::default() };
         setup.peers.add(&key(1).to_z32(), named).await.unwrap();
         let again = setup.peers.add(&key(1).to_z32(), AddOptions::default()).await.unwrap();
         assert_eq!(again.nickname.as_deref(), Some("Bo"));
@@ -448,9 +474,10 @@ pub(super) mod tests {
     async fn a_discovered_key_is_listed_and_never_a_peer_by_itself() {
         let setup = setup().await;
         let mut events = setup.events.subscribe(None);
-        setup.peers.discover(key(1), "topic", &[address()]);
-        setup.peers.discover(key(1), "topic", &[address()]);
-        setup.peers.discover(key(0), "topic", &[]);
+        let topic = AddressSource::Topic;
+        assert!(setup.peers.found(key(1), topic, &[address()]));
+        assert!(!setup.peers.found(key(1), topic, &[address()]));
+        assert!(!setup.peers.found(key(0), topic, &[]));
         assert_eq!(setup.peers.discovered().len(), 1);
         assert!(setup.peers.list().is_empty() && !setup.peers.is_approved(&key(1)));
         assert_eq!(kinds(&mut events).len(), 1);

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
+use super::addresses::AddressSource;
 use super::record::Discovered;
 use crate::crypto::PublicKey;
 
@@ -21,7 +22,7 @@ pub(super) struct DiscoveredList {
 
 #[derive(Debug)]
 struct Entry {
-    source: &'static str,
+    source: AddressSource,
     addresses: Vec<SocketAddr>,
     seen_at: u64,
 }
@@ -31,7 +32,7 @@ impl DiscoveredList {
     pub(super) fn insert(
         &mut self,
         key: PublicKey,
-        source: &'static str,
+        source: AddressSource,
         addresses: &[SocketAddr],
         now: u64,
     ) -> bool {
@@ -47,8 +48,9 @@ impl DiscoveredList {
         earlier.is_none_or(|earlier| is_over(&earlier, now))
     }
 
-    pub(super) fn remove(&mut self, key: &PublicKey) {
-        self.entries.remove(key);
+    /// Forgets a key. Gives where it was found last.
+    pub(super) fn remove(&mut self, key: &PublicKey) -> Option<(AddressSource, Vec<SocketAddr>)> {
+        self.entries.remove(key).map(|entry| (entry.source, entry.addresses))
     }
 
     /// The keys that pass `wanted` and were seen within the hour, the latest first.
@@ -58,7 +60,7 @@ impl DiscoveredList {
         let mut list: Vec<_> = current
             .map(|(key, entry)| Discovered {
                 key: key.to_z32(),
-                source: entry.source.to_owned(),
+                source: entry.source.as_str().to_owned(),
                 addresses: entry.addresses.iter().map(ToString::to_string).collect(),
                 seen_at: entry.seen_at,
             })
@@ -85,18 +87,18 @@ mod tests {
     #[test]
     fn a_key_is_news_once_and_is_forgotten_after_an_hour() {
         let mut list = DiscoveredList::default();
-        assert!(list.insert(key(1), "topic", &[], 0));
-        assert!(!list.insert(key(1), "topic", &[], KEPT_MS));
+        assert!(list.insert(key(1), AddressSource::Topic, &[], 0));
+        assert!(!list.insert(key(1), AddressSource::Topic, &[], KEPT_MS));
         assert_eq!(list.list(KEPT_MS * 2, |_| true).len(), 1);
         assert!(list.list(KEPT_MS * 2 + 1, |_| true).is_empty());
-        assert!(list.insert(key(1), "topic", &[], KEPT_MS * 3));
+        assert!(list.insert(key(1), AddressSource::Topic, &[], KEPT_MS * 3));
     }
 
     #[test]
     fn the_list_is_bounded_and_drops_the_oldest() {
         let mut list = DiscoveredList::default();
         for n in 0..1000 {
-            list.insert(key(n), "topic", &[], u64::from(n));
+            list.insert(key(n), AddressSource::Topic, &[], u64::from(n));
         }
         let kept = list.list(1000, |_| true);
         assert_eq!(kept.len(), CAPACITY);

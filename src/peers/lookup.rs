@@ -36,7 +36,7 @@ impl Peers {
         }
         let knock = state.knocks.get(key)?;
         let stored = Stored { added_at: knock.first_at, ..new_peer(PeerStatus::Pending) };
-        Some(shown(key, &Entry { stored, live: None, problem: None }))
+        Some(shown(key, &Entry::new(stored)))
     }
 
     /// The keys that tried to connect and wait for a decision, the latest first; at most 256.
@@ -87,7 +87,7 @@ impl Peers {
 }
 
 pub(super) fn shown(key: &PublicKey, entry: &Entry) -> Peer {
-    let Entry { stored, live, problem } = entry;
+    let Entry { stored, addresses, live, problem } = entry;
     let last_seen_at = if live.is_some() { Some(now_ms()) } else { stored.last_seen_at };
     Peer {
         key: key.to_z32(),
@@ -99,6 +99,8 @@ pub(super) fn shown(key: &PublicKey, entry: &Entry) -> Peer {
         last_seen_at,
         policy: stored.policy,
         feed_key: stored.feed_key.map(|key| z32::encode(&key)),
+        address: stored.address.clone(),
+        addresses: addresses.shown(stored.address.as_deref(), stored.added_at),
         connection: live.as_ref().map(|live| live()),
         problem: problem.clone(),
     }

@@ -142,8 +142,9 @@ impl Inner {
             let rows: Vec<_> = unsaved
                 .into_iter()
                 .filter_map(|key| {
-                    let entry = state.peers.get(&key)?;
-                    Some((key, entry.live.is_some(), entry.stored.last_seen_at))
+                    let entry = state.peers.get_mut(&key)?;
+                    let addresses = entry.addresses.take_unsaved();
+                    Some((key, entry.live.is_some(), entry.stored.last_seen_at, addresses))
                 })
                 .collect();
             (state.knocks.take_dirty(), rows)
@@ -156,8 +157,11 @@ impl Inner {
                 for (key, entry) in &knocks {
                     table::put_knock(transaction, key, entry.as_ref())?;
                 }
-                for (key, is_online, last_seen_at) in &presence {
+                for (key, is_online, last_seen_at, addresses) in &presence {
                     table::put_presence(transaction, key, *is_online, *last_seen_at)?;
+                    if let Some(addresses) = addresses {
+                        table::put_addresses(transaction, key, addresses)?;
+                    }
                 }
                 Ok(())
             })
@@ -196,6 +200,7 @@ pub(super) async fn save_when_needed(inner: Weak<Inner>, unsaved: Arc<Notify>) {
 #[cfg(test)]
 mod tests {
     use super::super::directory::tests::{address, key, kinds, setup};
+    use super::super::record::ConnectionPath;
     use super::*;
     use crate::events::EventKind;
 
@@ -241,10 +246,14 @@ mod tests {
         peers.approve(&key(1)).await.unwrap();
         let mut events = setup.events.subscribe(None);
         let live: Live = Arc::new(|| super::super::ConnectionInfo {
+            path: ConnectionPath::Direct,
             address: "192.0.2.1:1".into(),
             initiator: true,
             since: 1,
-            rtt_ms: 2,
+            round_trip_ms: 2.5,
+            bytes_per_second: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
         });
         peers.set_problem(&key(1), ErrorCode::PeerOffline, "away".into());
         assert_eq!(peers.get(&key(1)).unwrap().problem.unwrap().code, "ERR_PEER_OFFLINE");

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::addresses::PeerAddress;
 use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
 use crate::text;
@@ -56,6 +57,10 @@ pub struct Peer {
     pub policy: Option<Policy>,
     /// The key of its catalog's feed as z32, once it was connected.
     pub feed_key: Option<String>,
+    /// Its address as a person gave it here, `host:port`.
+    pub address: Option<String>,
+    /// Where it may be, likeliest first, with the source of each.
+    pub addresses: Vec<PeerAddress>,
     /// How it is connected, while it is.
     pub connection: Option<ConnectionInfo>,
     /// Why it is not connected, as far as the last try showed.
@@ -76,18 +81,40 @@ impl Peer {
     }
 }
 
+/// What a connection's packets go through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConnectionPath {
+    /// Nothing but the local network.
+    Lan,
+    /// The internet, to an address that anybody reaches.
+    Direct,
+    /// A hole that both sides made in their NATs.
+    Punched,
+    /// A third server, which sees no more than how much flows.
+    Relayed,
+}
+
 /// A live connection, for a person.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ConnectionInfo {
+    /// What it goes through.
+    pub path: ConnectionPath,
     /// The other end as `ip:port`.
     pub address: String,
     /// Whether this side dialed.
     pub initiator: bool,
     /// Since when, in Unix milliseconds.
     pub since: u64,
-    /// The measured round trip in milliseconds.
-    pub rtt_ms: u64,
+    /// The measured round trip in milliseconds; 0 before the first measurement.
+    pub round_trip_ms: f64,
+    /// How much flowed lately, both ways together, in bytes a second.
+    pub bytes_per_second: u64,
+    /// Bytes sent on this connection.
+    pub bytes_sent: u64,
+    /// Bytes received on it.
+    pub bytes_received: u64,
 }
 
 /// Why an approved peer is not connected.
@@ -138,6 +165,8 @@ pub struct Discovered {
 pub struct AddOptions {
     /// What to call it; the name in the invite link is taken where this is absent.
     pub nickname: Option<String>,
+    /// Where it is, as `host:port`, for networks on which it is not found by itself.
+    pub address: Option<String>,
 }
 
 /// What to change on a peer. Outer `None`: leave as it is; inner `None`: unset.
@@ -150,6 +179,9 @@ pub struct PeerUpdate {
     /// What happens when it asks for a book.
     #[serde(deserialize_with = "some", skip_serializing_if = "Option::is_none")]
     pub policy: Option<Option<Policy>>,
+    /// Where it is, as `host:port`.
+    #[serde(deserialize_with = "some", skip_serializing_if = "Option::is_none")]
+    pub address: Option<Option<String>>,
 }
 
 /// Tells a field that is `null` from one that is absent.
@@ -194,7 +226,7 @@ mod tests {
     #[test]
     fn an_update_tells_null_from_absent() {
         let update: PeerUpdate = serde_json::from_str(r#"{"nickname": null}"#).unwrap();
-        assert_eq!(update, PeerUpdate { nickname: Some(None), policy: None });
+        assert_eq!(update, PeerUpdate { nickname: Some(None), ..PeerUpdate::default() });
         let update: PeerUpdate = serde_json::from_str(r#"{"policy": "metadata-only"}"#).unwrap();
         assert_eq!(update.policy, Some(Some(Policy::MetadataOnly)));
         assert_eq!(update.nickname, None);

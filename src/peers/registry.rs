@@ -7,10 +7,11 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use tokio::sync::watch;
 
-use super::record::ConnectionInfo;
+use super::record::{ConnectionInfo, ConnectionPath};
 use crate::crypto::PublicKey;
 use crate::protomux::Protomux;
 use crate::sync::lock;
@@ -33,23 +34,52 @@ pub struct PeerConnection {
     pub udx: StreamHandle,
     /// Where the peer is.
     pub remote: SocketAddr,
+    /// What lies between.
+    pub path: ConnectionPath,
     /// Whether this side dialed.
     pub initiator: bool,
     /// Since when, in Unix milliseconds.
     pub since: u64,
     /// Tells connections of one process apart.
     pub number: u64,
+    pub(super) meter: Arc<Mutex<Meter>>,
+}
+
+/// How much flowed between the last two looks at a connection.
+#[derive(Debug, Default)]
+pub(super) struct Meter {
+    last: Option<(Instant, u64)>,
+    bytes_per_second: u64,
 }
 
 impl PeerConnection {
     /// The connection as the API shows it.
     #[must_use]
     pub fn info(&self) -> ConnectionInfo {
+        let stats = self.udx.stats();
         ConnectionInfo {
-            address: self.remote.to_string(),
+            path: self.path,
+            address: self.udx.remote_addr().unwrap_or(self.remote).to_string(),
             initiator: self.initiator,
             since: self.since,
-            rtt_ms: u64::try_from(self.udx.rtt().as_millis()).unwrap_or(u64::MAX),
+            round_trip_ms: (self.udx.rtt().as_secs_f64() * 10_000.0).round() / 10.0,
+            bytes_per_second: lock(&self.meter).bytes_per_second,
+            bytes_sent: stats.bytes_sent,
+            bytes_received: stats.bytes_received,
+        }
+    }
+
+    /// Notes how much flowed since the last time.
+    pub(super) fn measure(&self) {
+        let stats = self.udx.stats();
+        let (now, bytes) = (Instant::now(), stats.bytes_sent.saturating_add(stats.bytes_received));
+        let mut meter = lock(&self.meter);
+        if let Some((at, before)) = meter.last.replace((now, bytes)) {
+            let seconds = now.duration_since(at).as_secs_f64().max(0.001);
+            // Far below 2^52, and never negative.
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            let rate = (bytes.saturating_sub(before) as f64 / seconds) as u64;
+            meter.bytes_per_second = rate;
         }
     }
 }

@@ -1,4 +1,7 @@
-//! The tables `peers` and `knocks`.
+//! The tables `peers`, `peer_addresses` and `knocks`.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
 
 use rusqlite::{Connection, Row, Transaction, params};
 
@@ -18,6 +21,7 @@ pub(super) struct Stored {
     pub(super) last_seen_at: Option<u64>,
     pub(super) policy: Option<Policy>,
     pub(super) feed_key: Option<[u8; 32]>,
+    pub(super) address: Option<String>,
 }
 
 /// After a crash, the table still says who was online then.
@@ -34,10 +38,11 @@ pub(super) fn put(
 ) -> Result<(), StoreError> {
     transaction
         .prepare_cached(
-            "INSERT INTO peers (public_key, nickname, name, status, added_at, last_seen_at, policy, feed_key)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+            "INSERT INTO peers (public_key, nickname, name, status, added_at, last_seen_at, policy, feed_key, address)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
              ON CONFLICT (public_key) DO UPDATE SET nickname = excluded.nickname, name = excluded.name,
-             status = excluded.status, policy = excluded.policy, feed_key = excluded.feed_key",
+             status = excluded.status, policy = excluded.policy, feed_key = excluded.feed_key,
+             address = excluded.address",
         )?
         .execute(params![
             key.to_z32(),
@@ -48,6 +53,7 @@ pub(super) fn put(
             peer.last_seen_at.map(millis),
             peer.policy.map(Policy::as_str),
             peer.feed_key,
+            peer.address,
         ])?;
     Ok(())
 }
@@ -55,7 +61,46 @@ pub(super) fn put(
 /// Forgets a peer.
 pub(super) fn delete(transaction: &Transaction<'_>, key: &PublicKey) -> Result<(), StoreError> {
     transaction.execute("DELETE FROM peers WHERE public_key = ?1", [key.to_z32()])?;
+    put_addresses(transaction, key, &[])
+}
+
+/// Writes where a peer was reached, in place of what was there.
+pub(super) fn put_addresses(
+    transaction: &Transaction<'_>,
+    key: &PublicKey,
+    addresses: &[(SocketAddr, u64)],
+) -> Result<(), StoreError> {
+    let key = key.to_z32();
+    transaction
+        .prepare_cached("DELETE FROM peer_addresses WHERE public_key = ?1")?
+        .execute([&key])?;
+    for (address, at) in addresses {
+        transaction
+            .prepare_cached(
+                "INSERT INTO peer_addresses (public_key, address, reached_at) VALUES (?1, ?2, ?3)",
+            )?
+            .execute(params![key, address.to_string(), millis(*at)])?;
+    }
     Ok(())
+}
+
+/// Where each peer was reached, the latest last. What cannot be read is skipped.
+#[allow(clippy::type_complexity)] // One use.
+pub(super) fn addresses(
+    connection: &Connection,
+) -> Result<HashMap<PublicKey, Vec<(SocketAddr, u64)>>, StoreError> {
+    let sql = "SELECT public_key, address, reached_at FROM peer_addresses ORDER BY reached_at";
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = statement.query([])?;
+    let mut addresses: HashMap<_, Vec<_>> = HashMap::new();
+    while let Some(row) = rows.next()? {
+        let (key, address): (String, String) = (row.get(0)?, row.get(1)?);
+        let Some(key) = PublicKey::from_z32(&key) else { continue };
+        if let Ok(address) = address.parse() {
+            addresses.entry(key).or_default().push((address, unsigned(row.get(2)?)));
+        }
+    }
+    Ok(addresses)
 }
 
 /// Writes whether a peer is connected, and when it last was.
@@ -102,7 +147,8 @@ pub(super) fn put_knock(
 
 /// All peers. A row that cannot be read is skipped with a warning.
 pub(super) fn peers(connection: &Connection) -> Result<Vec<(PublicKey, Stored)>, StoreError> {
-    let sql = "SELECT public_key, nickname, name, status, added_at, last_seen_at, policy, feed_key \
+    let sql = "SELECT public_key, nickname, name, status, added_at, last_seen_at, policy, feed_key, \
+               address \
                FROM peers";
     read_all(connection, sql, read_peer)
 }
@@ -153,6 +199,7 @@ fn read_peer(row: &Row<'_>) -> rusqlite::Result<Option<(PublicKey, Stored)>> {
             last_seen_at: row.get::<_, Option<i64>>(5)?.map(unsigned),
             policy: policy.and_then(|policy| policy.parse().ok()),
             feed_key: feed_key.and_then(|bytes| bytes.try_into().ok()),
+            address: row.get(8)?,
         },
     )))
 }

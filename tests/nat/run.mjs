@@ -10,6 +10,7 @@
 
 import { join } from 'node:path'
 import { Program, interopProgram, root } from '../../__test__/interop/support.mjs'
+import { lan } from './lan.mjs'
 import { Network, kinds, missing, publicHost } from './network.mjs'
 
 /** Nodes of the public network. */
@@ -34,7 +35,9 @@ const cells = {
   // Nothing is sent for a minute, behind NATs that forget after 15 s.
   'cone/cone/idle': { median: 100, idle: 60, mappingSeconds: 15 },
   // The server's NAT gets another public address, 6 s before the client comes.
-  'cone/cone/moved': { oursOnly: true, moves: true, idle: 6 }
+  'cone/cone/moved': { oursOnly: true, moves: true, idle: 6 },
+  // Two whole servers in a house without internet: see lan.mjs.
+  lan: { house: true }
 }
 
 const options = parse(process.argv.slice(2))
@@ -52,6 +55,10 @@ try {
   const testnet = start(network.core, [process.execPath, peer(), 'testnet', nodes, publicHost])
   const { nodes: [bootstrap] } = await testnet.next('testnet', patience)
   for (const cell of options.cells) {
+    if (cells[cell].house) {
+      if (options.pairs.includes('ours-ours')) failed += !(await house())
+      continue
+    }
     for (const pair of options.pairs) failed += !(await measure(cell, pair, bootstrap))
   }
 } finally {
@@ -85,6 +92,17 @@ async function measure(cell, pair, bootstrap) {
     console.log(`${reached ? ' ' : '!'} ${cell.padEnd(15)} ${pair.padEnd(10)} ${line.ok}/${line.tries}  ${took}  ${range}`)
   }
   for (const { error } of outcomes) if (error && isOurs) console.error(`    ${error}`)
+  return reached
+}
+
+/** All tries of the local network. Returns whether all find each other within a second and share a book. */
+async function house() {
+  const { errors, ...counts } = await lan({ tries: options.tries })
+  const line = { server: 'lan', client: 'lan', pair: 'ours-ours', ...counts }
+  const reached = line.ok === line.tries
+  if (options.json) console.log(JSON.stringify(line))
+  else console.log(`${reached ? ' ' : '!'} ${'lan'.padEnd(15)} ${line.pair.padEnd(10)} ${line.ok}/${line.tries}  median ${line.medianMs} ms`)
+  for (const error of errors) console.error(`    ${error}`)
   return reached
 }
 

@@ -2,13 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // Tests.
 
+mod addresses;
 mod crash;
 mod hostile;
 mod setup;
 
 use std::time::{Duration, Instant};
 
-use alex_p2p::discovery::{Discovery, DiscoveryOptions};
+use alex_p2p::discovery::{Discovery, DiscoveryOptions, Parts};
 use alex_p2p::error::ErrorCode;
 use alex_p2p::events::EventKind;
 use alex_p2p::hyperdht::Testnet;
@@ -169,8 +170,15 @@ async fn servers_on_the_topic_are_listed_and_not_added() {
     let net = Testnet::start(4).await.unwrap();
     let (a, b) = (Server::start(&net, 1).await, Server::start(&net, 2).await);
     let options = DiscoveryOptions { topic: true, ..DiscoveryOptions::default() };
-    let on_topic =
-        |s: &Server| Discovery::start(&s.dht, &s.identity, &s.peers, &s.connections, options);
+    let parts = |s: &Server| Parts {
+        dht: s.dht.clone(),
+        bootstrap: net.bootstrap(),
+        identity: s.identity.clone(),
+        peers: s.peers.clone(),
+        connections: s.connections.clone(),
+        database: s.database.clone(),
+    };
+    let on_topic = |s: &Server| Discovery::start(&parts(s), options);
     let (at_a, at_b) = (on_topic(&a), on_topic(&b));
     eventually("one of them finds the other", || {
         !a.peers.discovered().is_empty() || !b.peers.discovered().is_empty()

@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(40);
 pub struct Server {
     seed: u8,
     dir: Option<tempfile::TempDir>,
-    database: Database,
+    pub database: Database,
     pub identity: Identity,
     pub events: Events,
     pub peers: Peers,

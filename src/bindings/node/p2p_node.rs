@@ -98,6 +98,33 @@ impl P2PNode {
         Ok(Json::new(&self.open.node().status()?)?)
     }
 
+    /// Goes off the network, before the machine sleeps or while there is nothing to do: peers hear that
+    /// this server goes, and nothing is sent or received until `resume()`. Everything that needs no
+    /// network goes on working. Calling it again does nothing.
+    #[napi(ts_args_type = "options?: WaitOptions", ts_return_type = "Promise<void>")]
+    pub fn suspend<'env>(&self, env: &'env Env, options: Option<Unknown<'env>>) -> Promised<'env> {
+        let open = Arc::clone(&self.open);
+        call(env, self.open.life(), options, |_| {
+            Ok(async move {
+                open.node().suspend().await?;
+                Ok(UNDEFINED)
+            })
+        })
+    }
+
+    /// Goes back on the network, on the same port if that is free, and dials every peer at once. Rejects
+    /// with `ERR_NETWORK` when no socket can be bound. Calling it again does nothing.
+    #[napi(ts_args_type = "options?: WaitOptions", ts_return_type = "Promise<void>")]
+    pub fn resume<'env>(&self, env: &'env Env, options: Option<Unknown<'env>>) -> Promised<'env> {
+        let open = Arc::clone(&self.open);
+        call(env, self.open.life(), options, |_| {
+            Ok(async move {
+                open.node().resume().await?;
+                Ok(UNDEFINED)
+            })
+        })
+    }
+
     /// What happens in the node from now on, or after the event whose number is given: iterate with
     /// `for await`. A reader that is too slow gets a `gap` event for what it missed. The iteration ends
     /// when the node is closed.

@@ -30,8 +30,8 @@ impl PeerManager {
 #[napi]
 impl PeerManager {
     /// Adds and approves a server by its key or invite link. It connects once it has approved this one,
-    /// too. Adding it again changes its nickname at most. Rejects with `ERR_INVALID_KEY`, which says
-    /// what is wrong with the text, and with `ERR_PEER_BLOCKED` for a blocked key.
+    /// too. Adding it again changes its nickname and address at most. Rejects with `ERR_INVALID_KEY`,
+    /// which says what is wrong with the text, and with `ERR_PEER_BLOCKED` for a blocked key.
     #[napi(
         ts_args_type = "keyOrLink: string, options?: AddPeerOptions",
         ts_return_type = "Promise<Peer>"
@@ -126,7 +126,7 @@ impl PeerManager {
         })
     }
 
-    /// Changes a server's nickname or policy; `null` unsets one. Rejects with `ERR_NOT_FOUND` for a key
+    /// Changes a server's nickname, policy or address; `null` unsets one. Rejects with `ERR_NOT_FOUND` for a key
     /// that is neither approved nor blocked.
     #[napi(
         ts_args_type = "key: string, update: PeerUpdate, options?: WaitOptions",

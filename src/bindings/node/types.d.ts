@@ -98,8 +98,16 @@ export interface OpenOptions extends WaitOptions {
 
 /** How peers are found. */
 export interface DiscoveryOptions {
-  /** By their keys in the DHT. On unless `false`. */
+  /**
+   * By their keys in the DHT. On unless `false`: then peers find each other on the local network, and where
+   * a person says they are.
+   */
   dht?: boolean
+  /**
+   * On the local network, by multicast DNS, without internet. On unless `false`, or where `host` is a
+   * loopback address. Found keys are shown, never added; peers are connected directly.
+   */
+  lan?: boolean
   /** By a topic that all servers may join; found keys are shown, never added. Off unless `true`. */
   topic?: boolean
 }
@@ -118,12 +126,16 @@ export interface Limits {
 export interface NodeStatus {
   /** This server's key. */
   publicKey: string
+  /** Whether the node is off the network, by {@link P2PNode.suspend}. */
+  isSuspended: boolean
   /** The layers, each with what it says of itself. */
   layers: LayerStatus[]
   /** The addresses this node listens on, as `ip:port`. */
   addresses: string[]
   /** The address at which anybody on the internet reaches this node, when that is proved. */
   publicAddress: string | null
+  /** The address that others see this node at; without a port where a NAT changes it. */
+  seenAddress: string | null
   /** The kind of NAT in front of it. */
   nat: 'open' | 'consistent' | 'random' | 'unknown'
   /** The approved peers, connected or not, with the reason. */
@@ -138,8 +150,8 @@ export interface NodeStatus {
 
 /** One layer's health. */
 export interface LayerStatus {
-  /** `dht` or `catalog`. */
-  name: string
+  /** Which one. */
+  name: 'dht' | 'lan' | 'topic' | 'catalog' | 'relay'
   /** Whether it is switched on. */
   isEnabled: boolean
   /** Whether it works now. */
@@ -160,6 +172,11 @@ export interface ParsedKey {
 export interface AddPeerOptions extends WaitOptions {
   /** What to call the server; the name in the invite link when left out. At most 64 characters. */
   nickname?: string
+  /**
+   * Where the server is, as `host:port`, for networks on which it is not found by itself. It is tried
+   * first, beside other ways.
+   */
+  address?: string
 }
 
 /** What {@link PeerManager.update} changes; what is left out stays, `null` unsets. */
@@ -168,6 +185,8 @@ export interface PeerUpdate {
   nickname?: string | null
   /** What happens when it asks for a book; `null` for the node's own policy. */
   policy?: Policy | null
+  /** Where the server is, as `host:port`. */
+  address?: string | null
 }
 
 /** Another server, as it stands now. */
@@ -190,22 +209,50 @@ export interface Peer {
   policy: Policy | null
   /** The key of its catalog's feed, once it was connected. */
   feedKey: string | null
+  /** Its address as a person gave it here, `host:port`. */
+  address: string | null
+  /** Where it may be, likeliest first. */
+  addresses: PeerAddress[]
   /** How it is connected, while it is. */
   connection: PeerConnection | null
   /** Why it is not connected, as far as the last try showed. */
   problem: PeerProblem | null
 }
 
+/** An address of a server. It proves nothing: whoever answers there has to have the server's key. */
+export interface PeerAddress {
+  /** The address as `ip:port`, or `name:port` where a person gave a name. */
+  address: string
+  /**
+   * Where it comes from: announced on the local network, given by a person, reached there before, or found
+   * on the topic (then it is a node that leads there).
+   */
+  source: 'lan' | 'manual' | 'reached' | 'topic'
+  /** When it was last seen, given or reached. */
+  seenAt: number
+}
+
 /** A live connection. */
 export interface PeerConnection {
+  /**
+   * What its packets go through: the local network, the internet directly, a hole that both sides made in
+   * their NATs, or a relay.
+   */
+  path: 'lan' | 'direct' | 'punched' | 'relayed'
   /** The other end, as `ip:port`. */
   address: string
   /** Whether this side dialed. */
   initiator: boolean
   /** Since when. */
   since: number
-  /** The measured round trip in milliseconds. */
-  rttMs: number
+  /** The measured round trip in milliseconds; 0 before the first measurement. */
+  roundTripMs: number
+  /** How much flowed lately, both ways together, in bytes a second. */
+  bytesPerSecond: number
+  /** Bytes sent on this connection. */
+  bytesSent: number
+  /** Bytes received on it. */
+  bytesReceived: number
 }
 
 /** Why an approved peer is not connected. */

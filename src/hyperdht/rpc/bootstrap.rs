@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -21,7 +21,7 @@ use super::nat::{NatSampler, NatView};
 use super::query::{Query, QueryOptions};
 use super::serve::{FIND_NODE, PING, PING_NAT};
 use super::socket::SocketKind;
-use super::{Call, Rpc};
+use super::{Call, Rpc, State};
 use crate::hyperdht::options::BootstrapNode;
 use crate::sync::lock;
 
@@ -31,15 +31,27 @@ const PROBES: usize = 5;
 /// How long a name may take to resolve.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long queries wait for the first bootstrap node's address when they know other nodes to ask, and
+/// for the others once there is one.
+const PATIENCE: Duration = Duration::from_millis(200);
+
 /// How long resolved names are believed.
 const RESOLVED_MAX_AGE: Duration = Duration::from_secs(10 * 60);
+
+/// What a lookup of the bootstrap nodes has found so far.
+#[derive(Debug, Default)]
+pub(crate) struct Resolved {
+    addresses: Vec<SocketAddrV4>,
+    is_complete: bool,
+}
 
 impl Rpc {
     /// The first queries; [`Rpc::ready`] turns true afterwards, whether or not anybody answered.
     pub(crate) async fn bootstrap(self: Arc<Self>) {
         let is_forced = self.options.ephemeral == Some(false);
         let quick = self.options.quick_firewall && lock(&self.state).firewalled && !is_forced;
-        for _ in 0..2 {
+        let rounds = if self.options.direct_only { 0 } else { 2 };
+        for _ in 0..rounds {
             let id = lock(&self.state).table.id();
             let is_reachable = self.first_query(id, quick).await;
             if !is_reachable && !is_forced {
@@ -89,8 +101,9 @@ impl Rpc {
         self.find_node(target, options).finish().await;
     }
 
-    /// The bootstrap nodes' addresses, remembered for 10 minutes. A node given as `ip@name` is asked
-    /// at its IP address first.
+    /// The bootstrap nodes' addresses that are known by now: one whose name server is slow or dead holds
+    /// up neither the others nor nodes that are known otherwise. All of them are remembered for 10
+    /// minutes. A node given as `ip@name` is asked at its IP address first.
     pub(crate) async fn resolve_bootstrap(self: &Arc<Self>) -> Vec<SocketAddrV4> {
         let cached = lock(&self.state).resolved.clone();
         if let Some((at, addresses)) = cached
@@ -98,19 +111,47 @@ impl Rpc {
         {
             return addresses;
         }
-        let mut lookups = JoinSet::new();
-        for node in self.options.bootstrap.clone() {
-            let rpc = Arc::clone(self);
-            lookups.spawn(async move { rpc.resolve(node).await });
-        }
-        let mut addresses = Vec::new();
-        while let Some(outcome) = lookups.join_next().await {
-            addresses.extend(outcome.ok().flatten());
-        }
-        if addresses.len() == self.options.bootstrap.len() {
-            lock(&self.state).resolved = Some((Instant::now(), addresses.clone()));
-        }
-        addresses
+        let (mut lookup, is_alone) = {
+            let mut state = lock(&self.state);
+            let under_way = state.resolving.clone();
+            let lookup = under_way.unwrap_or_else(|| self.look_up_bootstrap(&mut state));
+            (lookup, state.table.len() == 0)
+        };
+        let first = lookup.wait_for(|found| found.is_complete || !found.addresses.is_empty());
+        // Errors mean that the node closes: there is nothing to wait for.
+        let _ = if is_alone {
+            first.await.map(drop).map_err(drop)
+        } else {
+            tokio::time::timeout(PATIENCE, first).await.map(drop).map_err(drop)
+        };
+        let _ = tokio::time::timeout(PATIENCE, lookup.wait_for(|found| found.is_complete)).await;
+        lookup.borrow().addresses.clone()
+    }
+
+    /// Looks all bootstrap nodes up, whether or not anybody still waits for it.
+    fn look_up_bootstrap(self: &Arc<Self>, state: &mut State) -> watch::Receiver<Resolved> {
+        let (sender, lookup) = watch::channel(Resolved::default());
+        state.resolving = Some(lookup.clone());
+        let rpc = Arc::clone(self);
+        self.spawn(async move {
+            let mut lookups = JoinSet::new();
+            for node in rpc.options.bootstrap.clone() {
+                let rpc = Arc::clone(&rpc);
+                lookups.spawn(async move { rpc.resolve(node).await });
+            }
+            while let Some(outcome) = lookups.join_next().await {
+                let found = outcome.ok().flatten();
+                sender.send_modify(|resolved| resolved.addresses.extend(found));
+            }
+            sender.send_modify(|resolved| resolved.is_complete = true);
+            let mut state = lock(&rpc.state);
+            state.resolving = None;
+            let addresses = sender.borrow().addresses.clone();
+            if addresses.len() == rpc.options.bootstrap.len() {
+                state.resolved = Some((Instant::now(), addresses));
+            }
+        });
+        lookup
     }
 
     async fn resolve(&self, node: BootstrapNode) -> Option<SocketAddrV4> {
@@ -259,7 +300,7 @@ mod tests {
     use crate::hyperdht::rpc::Rpc;
     use crate::hyperdht::rpc::message::node_id;
     use crate::hyperdht::rpc::table::K;
-    use crate::hyperdht::{DhtOptions, HyperDht, Testnet};
+    use crate::hyperdht::{DhtOptions, HyperDht, Testnet, Tuning};
     use crate::sync::lock;
     use std::net::SocketAddr;
     use std::sync::Arc;
@@ -307,6 +348,69 @@ mod tests {
             rpc.on_tick(true);
             assert_eq!(rpc.id(), None);
         }
+        node.close().await;
+        testnet.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn with_every_bootstrap_node_dead_a_node_comes_up_by_the_nodes_of_its_last_run() {
+        let testnet = Testnet::start(6).await.unwrap();
+        let dead = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let silent = format!("127.0.0.1:{}", dead.local_addr().unwrap().port());
+        let options = |cached_nodes| DhtOptions {
+            bootstrap: vec![silent.parse().unwrap(), "nowhere.invalid:1".parse().unwrap()],
+            host: [127, 0, 0, 1].into(),
+            port: 0,
+            cached_nodes,
+            ..DhtOptions::default()
+        };
+        let known = testnet.nodes()[1..].iter().map(HyperDht::local_addr).collect();
+        let server = HyperDht::bind(options(known)).unwrap();
+        let client = HyperDht::bind(options(vec![testnet.nodes()[2].local_addr()])).unwrap();
+        let keys = crate::crypto::KeyPair::generate();
+        let listening = server.listen(&keys, Arc::new(|_, _| true)).unwrap();
+        let connect = async {
+            listening.announced().await;
+            client.connect(&keys.public_key(), Default::default()).await.unwrap();
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), connect).await.unwrap();
+        assert!(client.status().nodes > 1);
+        client.close().await;
+        server.close().await;
+        testnet.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_shorter_timeout_gives_a_silent_network_up_sooner() {
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let SocketAddr::V4(address) = silent.local_addr().unwrap() else { unreachable!() };
+        let begun = std::time::Instant::now();
+        let node = HyperDht::bind(DhtOptions {
+            bootstrap: vec![address.into()],
+            host: [127, 0, 0, 1].into(),
+            port: 0,
+            tuning: Tuning {
+                request_timeout: std::time::Duration::from_millis(50),
+                ..Tuning::default()
+            },
+            ..DhtOptions::default()
+        })
+        .unwrap();
+        node.bootstrapped().await;
+        // With the default it takes 6 s.
+        assert!(begun.elapsed() < std::time::Duration::from_secs(3), "{:?}", begun.elapsed());
+        node.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_that_is_direct_only_knows_nobody_and_is_ready() {
+        let testnet = Testnet::start(3).await.unwrap();
+        let cached_nodes = vec![testnet.nodes()[0].local_addr()];
+        let options = DhtOptions { direct_only: true, cached_nodes, ..testnet.options() };
+        let (node, rpc) = node(&testnet, options).await;
+        rpc.ping(testnet.nodes()[1].local_addr()).await.unwrap();
+        assert_eq!(node.status().nodes, 0);
+        assert!(node.find_peer(&node.key_pair().public_key()).await.is_empty());
         node.close().await;
         testnet.close().await;
     }

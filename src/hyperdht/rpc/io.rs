@@ -18,9 +18,6 @@ use super::token::TokenSecrets;
 use crate::crypto;
 use crate::sync::lock;
 
-/// How long to wait for the answer to one packet.
-pub(crate) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// How often a request is repeated unless it says otherwise.
 pub(crate) const RETRIES: u32 = 3;
 
@@ -65,18 +62,17 @@ pub(crate) struct Reply {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Attempts {
     pub retries: u32,
-    pub timeout: Duration,
 }
 
 impl Default for Attempts {
     fn default() -> Self {
-        Self { retries: RETRIES, timeout: ATTEMPT_TIMEOUT }
+        Self { retries: RETRIES }
     }
 }
 
 impl Attempts {
     /// One packet, no retries.
-    pub(crate) const ONCE: Self = Self { retries: 0, timeout: ATTEMPT_TIMEOUT };
+    pub(crate) const ONCE: Self = Self { retries: 0 };
 }
 
 struct InFlight {
@@ -96,6 +92,8 @@ struct State {
 pub(crate) struct Io {
     pub server: Socket,
     pub client: Socket,
+    /// How long to wait for the answer to one packet.
+    timeout: Duration,
     state: Mutex<State>,
     room: Notify,
 }
@@ -107,14 +105,14 @@ pub(crate) struct IoStats {
 }
 
 impl Io {
-    pub(crate) fn new(server: Socket, client: Socket) -> Self {
+    pub(crate) fn new(server: Socket, client: Socket, timeout: Duration) -> Self {
         let state = State {
             in_flight: HashMap::new(),
             congestion: CongestionWindow::default(),
             tokens: TokenSecrets::new(),
             is_closed: false,
         };
-        Self { server, client, state: Mutex::new(state), room: Notify::new() }
+        Self { server, client, timeout, state: Mutex::new(state), room: Notify::new() }
     }
 
     /// Sends the packet that `encode` makes for a fresh transaction id until it is answered.
@@ -133,7 +131,7 @@ impl Io {
             self.wait_for_room().await;
             guard.sent();
             socket.send(&packet, to);
-            match tokio::time::timeout(attempts.timeout, &mut answer).await {
+            match tokio::time::timeout(self.timeout, &mut answer).await {
                 Ok(Ok(reply)) => return Ok(reply),
                 Ok(Err(_)) => return Err(RequestError::Closed),
                 Err(_) if attempt == 0 => on_slow(),

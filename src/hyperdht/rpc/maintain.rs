@@ -172,6 +172,9 @@ impl Rpc {
         address: SocketAddrV4,
         sample: Option<SocketAddrV4>,
     ) {
+        if self.options.direct_only {
+            return;
+        }
         let id = node_id(address);
         let mut state = lock(&self.state);
         let tick = state.tick;

@@ -33,6 +33,7 @@ use self::socket::{Socket, SocketKind};
 use self::table::{K, RoutingTable, TableNode, Tick};
 use super::cache::ExpiringMap;
 use super::options::BootstrapNode;
+use super::tuning::Tuning;
 use crate::crypto;
 use crate::rate_limit::RateLimit;
 use crate::sync::lock;
@@ -78,6 +79,9 @@ pub(crate) struct RpcOptions {
     /// The address at which others reach us, when it is known without asking.
     pub public_address: Option<SocketAddrV4>,
     pub cached_nodes: Vec<SocketAddrV4>,
+    /// Whether to know no nodes and ask nobody.
+    pub direct_only: bool,
+    pub tuning: Tuning,
 }
 
 /// What changes with time; locked shortly, never across a wait.
@@ -101,6 +105,8 @@ pub(crate) struct State {
     pub down_hints_sent: usize,
     /// The bootstrap nodes' addresses, when all were found, and since when.
     pub resolved: Option<(Instant, Vec<SocketAddrV4>)>,
+    /// The lookup of their addresses that is under way.
+    pub resolving: Option<watch::Receiver<bootstrap::Resolved>>,
     /// How many requests each host may still send.
     pub limits: ExpiringMap<RateLimit>,
 }
@@ -147,6 +153,7 @@ impl Rpc {
             nat.add(address);
         }
         let mut table = RoutingTable::new(crypto::random());
+        table.set_bucket_size(options.tuning.bucket_size);
         for address in &options.cached_nodes {
             // Full rows and our own address are no news here.
             let _ = table.add(TableNode::new(*address, 0));
@@ -166,10 +173,11 @@ impl Rpc {
             swaps: 0,
             down_hints_sent: 0,
             resolved: None,
+            resolving: None,
             limits: ExpiringMap::new(serve::MAX_LIMITED_HOSTS, serve::LIMIT_AGE),
         };
         Arc::new(Self {
-            io: Io::new(server, client),
+            io: Io::new(server, client, options.tuning.request_timeout),
             options,
             state: Mutex::new(state),
             ready: watch::Sender::new(false),

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::io::{ATTEMPT_TIMEOUT, Attempts, Reply, RequestError};
+use super::io::{Attempts, Reply, RequestError};
 use super::message::NodeId;
-use super::search::{CONCURRENCY, Search, Step};
+use super::search::{Search, Step};
 use super::table::K;
 use super::{Call, Rpc};
 use crate::sync::lock;
@@ -75,6 +75,7 @@ impl Query {
         if options.only_nodes {
             search.close_to_new_nodes();
         }
+        search.set_concurrency(rpc.options.tuning.parallel_requests);
         if options.is_background {
             search.set_concurrency(BACKGROUND_CONCURRENCY);
         }
@@ -156,7 +157,7 @@ impl Query {
         let rpc = Arc::clone(&self.rpc);
         let call = self.call.clone();
         let sender = self.sender.clone();
-        let attempts = Attempts { retries: self.options.retries, timeout: ATTEMPT_TIMEOUT };
+        let attempts = Attempts { retries: self.options.retries };
         while self.requests.try_join_next().is_some() {}
         self.requests.spawn(async move {
             let socket = rpc.socket();
@@ -187,7 +188,8 @@ impl Query {
                 }
                 if self.options.is_background {
                     let is_idle = self.rpc.io.stats().in_flight < 3;
-                    let concurrency = if is_idle { CONCURRENCY } else { BACKGROUND_CONCURRENCY };
+                    let most = self.rpc.options.tuning.parallel_requests;
+                    let concurrency = if is_idle { most } else { BACKGROUND_CONCURRENCY };
                     self.search.set_concurrency(concurrency);
                 }
             }

@@ -15,7 +15,7 @@ const MAX_SEEN: usize = 4096;
 const MAX_REFERRERS: usize = 8;
 
 /// Nodes asked at once.
-pub(crate) const CONCURRENCY: usize = 10;
+const CONCURRENCY: usize = 10;
 
 /// Nodes asked at once while cached nodes have not answered yet.
 const SLOW_CONCURRENCY: usize = 3;
@@ -98,7 +98,7 @@ impl<T> Search<T> {
 
     /// How many nodes to ask at once.
     pub(crate) fn set_concurrency(&mut self, concurrency: usize) {
-        self.concurrency = concurrency;
+        self.concurrency = concurrency.max(1);
     }
 
     /// Ask only the nodes that were given so far.

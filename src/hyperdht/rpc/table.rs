@@ -54,7 +54,7 @@ impl TableNode {
 pub(crate) enum NotAdded {
     /// It is this node itself, or there already.
     Known,
-    /// Its row has [`K`] nodes.
+    /// Its row has as many nodes as it may.
     RowFull,
 }
 
@@ -63,13 +63,19 @@ pub(crate) enum NotAdded {
 pub(crate) struct RoutingTable {
     id: NodeId,
     rows: Vec<Vec<TableNode>>,
+    bucket_size: usize,
     len: usize,
     clock: u64,
 }
 
 impl RoutingTable {
     pub(crate) fn new(id: NodeId) -> Self {
-        Self { id, rows: vec![Vec::new(); ROWS], len: 0, clock: 0 }
+        Self { id, rows: vec![Vec::new(); ROWS], bucket_size: K, len: 0, clock: 0 }
+    }
+
+    /// How many nodes a row holds from now on.
+    pub(crate) fn set_bucket_size(&mut self, bucket_size: usize) {
+        self.bucket_size = bucket_size.max(1);
     }
 
     /// Our own id.
@@ -87,11 +93,12 @@ impl RoutingTable {
         }
         self.clock += 1;
         node.heard = self.clock;
+        let bucket_size = self.bucket_size;
         let row = self.row_mut(&node.id);
         if row.iter().any(|known| known.id == node.id) {
             return Err(NotAdded::Known);
         }
-        if row.len() >= K {
+        if row.len() >= bucket_size {
             return Err(NotAdded::RowFull);
         }
         row.push(node);
@@ -156,7 +163,7 @@ impl RoutingTable {
     /// Moves the table under a new id of ours. Nodes that no longer fit are dropped.
     pub(crate) fn rekey(&mut self, id: NodeId) {
         let nodes: Vec<TableNode> = self.oldest_first().into_iter().cloned().collect();
-        *self = Self { clock: self.clock, ..Self::new(id) };
+        *self = Self { clock: self.clock, bucket_size: self.bucket_size, ..Self::new(id) };
         for node in nodes {
             // A full row loses its excess: the table is bounded by construction.
             let _ = self.add(node);
@@ -218,6 +225,15 @@ mod tests {
         assert!(table.rows.iter().all(|row| row.len() <= K));
         assert!(table.rows[0].len() == K, "half of all ids differ in the first bit");
         assert_eq!(table.len(), table.iter().count());
+    }
+
+    #[test]
+    fn a_smaller_bucket_holds_less() {
+        let mut table = filled(0);
+        table.set_bucket_size(2);
+        (0..200).for_each(|index| _ = table.add(TableNode::new(address(index), 0)));
+        table.rekey([9; 32]);
+        assert!(table.rows.iter().all(|row| row.len() <= 2));
     }
 
     #[test]
