@@ -334,7 +334,7 @@ impl Inner {
 
     /// Makes a connection its peer's live one.
     fn establish(self: &Arc<Self>, connection: Connection) {
-        let Connection { stream, udx, remote, initiator } = connection;
+        let Connection { stream, udx, remote, initiator, path } = connection;
         let key = stream.remote_public_key();
         if !self.peers.is_approved(&key) {
             return udx.destroy();
@@ -344,6 +344,7 @@ impl Inner {
             mux: Protomux::new(stream, MuxOptions { paused: true }),
             udx,
             remote,
+            path,
             initiator,
             since: now_ms(),
             number: self.next_number.fetch_add(1, Ordering::Relaxed),

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::record::ConnectionInfo;
 use crate::crypto::PublicKey;
+use crate::hyperdht::Path;
 use crate::protomux::Protomux;
 use crate::sync::lock;
 use crate::udx::StreamHandle;
@@ -33,6 +34,8 @@ pub struct PeerConnection {
     pub udx: StreamHandle,
     /// Where the peer is.
     pub remote: SocketAddr,
+    /// How packets get to the peer.
+    pub path: Path,
     /// Whether this side dialed.
     pub initiator: bool,
     /// Since when, in Unix milliseconds.

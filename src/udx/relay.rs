@@ -38,12 +38,18 @@ pub(super) struct Link {
 
 impl Link {
     /// Passes on a packet of side `index`. Nothing is kept: what cannot go on is lost, as on any path.
-    pub(super) fn forward(&self, index: usize, socket: &UdxSocket, from: SocketAddr, packet: &[u8]) {
+    pub(super) fn forward(
+        &self,
+        index: usize,
+        socket: &UdxSocket,
+        from: SocketAddr,
+        packet: &[u8],
+    ) {
         let (Some(side), Some(other)) = (self.sides.get(index), self.sides.get(1 - index)) else {
             return;
         };
         let (_, known) = side.path.get_or_init(|| (socket.clone(), from));
-        if *known != from || self.ended.is_cancelled() {
+        if *known != from {
             return;
         }
         let Some((to_socket, to)) = other.path.get() else { return };
