@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -14,6 +14,11 @@ use tokio_util::sync::CancellationToken;
 use super::header::{HEADER_SIZE, Packet, flags};
 use super::socket::UdxSocket;
 use super::table::Udx;
+use crate::sync::lock;
+
+/// Packets that wait for a side to show where it is: what the other sends at first, which would be sent
+/// again only after a second.
+const MAX_HELD: usize = 8;
 
 /// Asked for each packet of so many bytes whether it may go on.
 pub type RelayLimit = Arc<dyn Fn(usize) -> bool + Send + Sync>;
@@ -24,6 +29,8 @@ struct Side {
     remote_id: u32,
     /// Where its packets come from.
     path: OnceLock<(UdxSocket, SocketAddr)>,
+    /// For this side, from before that was known.
+    held: Mutex<Vec<Vec<u8>>>,
 }
 
 /// What both ids lead to.
@@ -37,7 +44,7 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Passes on a packet of side `index`. Nothing is kept: what cannot go on is lost, as on any path.
+    /// Passes on a packet of side `index`. What cannot go on is lost, as on any path.
     pub(super) fn forward(
         &self,
         index: usize,
@@ -48,12 +55,13 @@ impl Link {
         let (Some(side), Some(other)) = (self.sides.get(index), self.sides.get(1 - index)) else {
             return;
         };
+        let Some(decoded) = Packet::decode(packet) else { return };
         let (_, known) = side.path.get_or_init(|| (socket.clone(), from));
         if *known != from {
             return;
         }
-        let Some((to_socket, to)) = other.path.get() else { return };
-        let Some(decoded) = Packet::decode(packet) else { return };
+        let held = std::mem::take(&mut *lock(&side.held));
+        held.iter().for_each(|packet| side.send(packet));
         if !(self.limit)(packet.len()) {
             return;
         }
@@ -62,13 +70,30 @@ impl Link {
         let mut out = Vec::with_capacity(packet.len());
         out.extend_from_slice(&header.encode());
         out.extend_from_slice(packet.get(HEADER_SIZE..).unwrap_or_default());
-        // A packet that cannot be sent is a lost one.
-        let _ = to_socket.transmit(*to, &out, None);
+        other.pass(out);
         let now = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last.store(now, Ordering::Relaxed);
         if decoded.has(flags::DESTROY) {
             self.ended.cancel();
         }
+    }
+}
+
+impl Side {
+    fn pass(&self, packet: Vec<u8>) {
+        if self.path.get().is_some() {
+            return self.send(&packet);
+        }
+        let mut held = lock(&self.held);
+        if held.len() < MAX_HELD {
+            held.push(packet);
+        }
+    }
+
+    fn send(&self, packet: &[u8]) {
+        let Some((socket, to)) = self.path.get() else { return };
+        // A packet that cannot be sent is a lost one.
+        let _ = socket.transmit(*to, packet, None);
     }
 }
 
@@ -81,7 +106,7 @@ pub struct RelayedStreams {
 
 impl RelayedStreams {
     pub(super) fn new(udx: &Udx, remote_ids: [u32; 2], limit: RelayLimit) -> Self {
-        let side = |remote_id| Side { remote_id, path: OnceLock::new() };
+        let side = |remote_id| Side { remote_id, path: OnceLock::new(), held: Mutex::default() };
         let link = Arc::new(Link {
             sides: remote_ids.map(side),
             limit,
@@ -165,8 +190,9 @@ mod tests {
         let relayed = udx.relay([7, 8], Arc::new(|_| true));
         let destroy = [[0xff, 1, flags::DESTROY, 0].as_slice(), &[0; 16]].concat();
         let [a, b, other] = [1, 2, 3].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        relayed.link.forward(0, &middle, a, &[]);
-        relayed.link.forward(1, &middle, b, &[]);
+        let heartbeat = [[0xff, 1, flags::HEARTBEAT, 0].as_slice(), &[0; 16]].concat();
+        relayed.link.forward(0, &middle, a, &heartbeat);
+        relayed.link.forward(1, &middle, b, &heartbeat);
         relayed.link.forward(0, &middle, other, &destroy);
         assert!(!relayed.link.ended.is_cancelled());
         relayed.link.forward(0, &middle, a, &destroy);
