@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use options::{Limits, NodeOptions};
+pub use options::{Limits, NodeOptions, RelaySettings};
 pub use status::{Layer, Status};
 
 use crate::catalog::{Catalog, CatalogOptions};
@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::events::{EventKind, Events};
 use crate::hypercore::Storage;
 use crate::hypercore::replicator::Replicator;
-use crate::hyperdht::HyperDht;
+use crate::hyperdht::{HyperDht, RelayOptions, RelayServer};
 use crate::identity::{DataDirLock, Identity};
 use crate::peers::{Connections, Peers, check_nickname};
 use crate::store::{CoreStore, Database};
@@ -82,6 +82,7 @@ impl Node {
         let lock = DataDirLock::acquire(&options.data_dir)?;
         let identity = Identity::open(&options.data_dir)?;
         let dht_options = options.dht(&identity)?;
+        let relays = options.relays()?;
         let database = Database::open(&options.data_dir.join("p2p.db"))?;
         let events = Events::open(&database).await?;
         let peers = Peers::open(&database, identity.public_key(), &events).await?;
@@ -127,6 +128,13 @@ impl Node {
                 );
                 Error::new(ErrorCode::Network, message)
             })?;
+            let relay = options.relay.serve.then(|| {
+                let mut serving = RelayOptions::default();
+                if let Some(rate) = options.relay.bytes_per_second {
+                    serving.bytes_per_second = rate;
+                }
+                RelayServer::new(&dht, serving)
+            });
             let connections = {
                 let transfers = transfers.clone();
                 Connections::start(
@@ -136,9 +144,13 @@ impl Node {
                     Arc::new(move |connection| {
                         replicator.attach(&connection.mux);
                         transfers.attach(&connection.mux);
+                        if let Some(relay) = &relay {
+                            relay.attach(&connection.mux);
+                        }
                     }),
                 )?
             };
+            connections.relay_through(relays);
             let discovery =
                 Discovery::start(&dht, &identity, &peers, &connections, options.discovery);
             Some(Network { dht, connections, discovery })

@@ -16,9 +16,10 @@ use super::dialer::{Wake, keep_connected};
 use super::directory::Peers;
 use super::presence::Admission;
 use super::registry::{ConnectionEvents, Insertion, PeerConnection, Registry};
+use super::relays;
 use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
-use crate::hyperdht::{Connection, Firewall, HyperDht, Server};
+use crate::hyperdht::{Connection, Firewall, HyperDht, Server, ServerOptions};
 use crate::identity::Identity;
 use crate::protomux::{MuxOptions, Protomux};
 use crate::sync::lock;
@@ -58,6 +59,8 @@ pub(super) struct Inner {
     undecided: Arc<Semaphore>,
     wakes: Mutex<HashMap<PublicKey, Arc<Wake>>>,
     attach: Attach,
+    /// Peers that connections may go over.
+    pub(super) relays: Mutex<Vec<PublicKey>>,
     next_number: AtomicU64,
     announced: watch::Sender<bool>,
     cancel: CancellationToken,
@@ -86,25 +89,35 @@ impl Connections {
             undecided: Arc::new(Semaphore::new(UNDECIDED)),
             wakes: Mutex::default(),
             attach,
+            relays: Mutex::default(),
             next_number: AtomicU64::new(1),
             announced: watch::Sender::new(false),
             cancel: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
+        dht.relay_over_peers(relays::relay_peers(Arc::downgrade(&inner)));
+        let options = ServerOptions {
+            relay_through: Some(relays::relay_to_listen(Arc::downgrade(&inner))),
+            ..ServerOptions::new(firewall(Arc::downgrade(&inner)))
+        };
         let server =
-            dht.listen(identity.key_pair(), firewall(Arc::downgrade(&inner))).map_err(|error| {
-                match error {
-                    crate::hyperdht::ListenError::AlreadyListening => {
-                        Error::new(ErrorCode::Locked, error.to_string())
-                    }
-                    _ => Error::closed(),
+            dht.listen_with(identity.key_pair(), options).map_err(|error| match error {
+                crate::hyperdht::ListenError::AlreadyListening => {
+                    Error::new(ErrorCode::Locked, error.to_string())
                 }
+                _ => Error::closed(),
             })?;
         let server = Arc::new(server);
         inner.spawn(note_announced(Arc::clone(&inner), Arc::clone(&server)));
         inner.spawn(accept(Arc::clone(&inner), server));
         inner.spawn(follow_approvals(Arc::clone(&inner)));
         Ok(Self { inner })
+    }
+
+    /// From now on goes over these peers, while they are connected and relay, to others to which there is
+    /// no direct path.
+    pub fn relay_through(&self, relays: Vec<PublicKey>) {
+        *lock(&self.inner.relays) = relays;
     }
 
     /// The live connection to this peer.

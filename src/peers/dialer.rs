@@ -36,6 +36,7 @@ pub(super) struct Wake {
 pub(super) async fn keep_connected(inner: Arc<Inner>, key: PublicKey, wake: Arc<Wake>) {
     let mut backoff = Backoff::default();
     let dials_first = is_preferred(&inner.own(), &key, true);
+    let mut needs_relay = false;
     loop {
         if inner.registry.get(&key).is_some() {
             let since = Instant::now();
@@ -50,12 +51,13 @@ pub(super) async fn keep_connected(inner: Arc<Inner>, key: PublicKey, wake: Arc<
             continue;
         }
         let began = Instant::now();
-        match dial(&inner, &key, dials_first).await {
+        match dial(&inner, &key, dials_first, needs_relay).await {
             None if inner.registry.get(&key).is_some() => continue,
             // It came and went at once.
             None => {}
             Some(ConnectError::Closed) => return,
             Some(failure) => {
+                needs_relay = matches!(failure, ConnectError::Unreachable | ConnectError::Timeout);
                 tracing::debug!(peer = key.short(), error = %failure, "a peer was not reached");
                 let (code, message) = explain(&failure);
                 inner.peers.set_problem(&key, code, message.to_owned());
@@ -83,13 +85,19 @@ async fn pause(inner: &Inner, key: &PublicKey, wake: &Wake, wait: Duration, back
 }
 
 /// One attempt. `None` when a connection came about, by this dial or the peer's.
-async fn dial(inner: &Arc<Inner>, key: &PublicKey, dials_first: bool) -> Option<ConnectError> {
+async fn dial(
+    inner: &Arc<Inner>,
+    key: &PublicKey,
+    dials_first: bool,
+    needs_relay: bool,
+) -> Option<ConnectError> {
     let _slot = inner.dials.acquire().await.ok()?;
     if !inner.registry.has_room_for(key) {
         return Some(ConnectError::Busy);
     }
     let options = ConnectOptions {
         key_pair: Some(inner.identity.key_pair().clone()),
+        relay_through: Some(inner.relay_to_dial(needs_relay)),
         ..ConnectOptions::default()
     };
     let connecting = inner.dht.connect(key, options);

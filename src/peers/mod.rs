@@ -15,6 +15,7 @@ mod lookup;
 mod presence;
 mod record;
 mod registry;
+mod relays;
 mod table;
 
 pub use connections::{Attach, Connections};

@@ -244,6 +244,7 @@ mod tests {
             address: "192.0.2.1:1".into(),
             initiator: true,
             since: 1,
+            path: "lan".into(),
             rtt_ms: 2,
         });
         peers.set_problem(&key(1), ErrorCode::PeerOffline, "away".into());

@@ -86,6 +86,8 @@ pub struct ConnectionInfo {
     pub initiator: bool,
     /// Since when, in Unix milliseconds.
     pub since: u64,
+    /// How packets get there: `direct`, `punched`, `relayed` or `lan`.
+    pub path: String,
     /// The measured round trip in milliseconds.
     pub rtt_ms: u64,
 }

@@ -49,9 +49,11 @@ impl PeerConnection {
     #[must_use]
     pub fn info(&self) -> ConnectionInfo {
         ConnectionInfo {
-            address: self.remote.to_string(),
+            // A connection over a relay goes elsewhere when a direct path is found.
+            address: self.udx.remote_addr().unwrap_or(self.remote).to_string(),
             initiator: self.initiator,
             since: self.since,
+            path: self.path.kind().as_str().to_owned(),
             rtt_ms: u64::try_from(self.udx.rtt().as_millis()).unwrap_or(u64::MAX),
         }
     }

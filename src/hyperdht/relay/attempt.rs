@@ -111,6 +111,10 @@ pub(crate) async fn upgrade(
             Some((socket, address)) = stream.other_path() => {
                 Found { socket, address, kind: PathKind::Punched }
             }
+            () = paired.closed(), if next.is_none() => {
+                tracing::debug!("a relay closed its channel");
+                return stream.destroy();
+            }
             found = &mut finding, if is_finding => {
                 is_finding = false;
                 found
