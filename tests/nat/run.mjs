@@ -10,7 +10,7 @@
 
 import { join } from 'node:path'
 import { Program, interopProgram, root } from '../../__test__/interop/support.mjs'
-import { Network, kinds, missing, publicHost } from './network.mjs'
+import { Network, kinds, missing, publicHost, shared } from './network.mjs'
 
 /** Nodes of the public network. */
 const nodes = 16
@@ -34,6 +34,13 @@ const cells = {
   // Over a relay: ours, or npm's.
   'random/random': { relay: 'ours', most: 10_000 },
   'random/random/js-relay': { relay: 'js', most: 10_000 },
+  'carrier/cone': { median: 100 },
+  'cone/carrier': { median: 100 },
+  'carrier/carrier': { median: 100 },
+  // Both behind one NAT.
+  'lan/lan': { median: 1000 },
+  'hairpin/hairpin': { median: 1000 },
+  'provider/provider': { relay: 'ours', most: 10_000 },
   // Nothing is sent for a minute, behind NATs that forget after 15 s.
   'cone/cone/idle': { median: 100, idle: 60, mappingSeconds: 15 },
   // The server's NAT gets another public address, 6 s before the client comes.
@@ -98,7 +105,9 @@ async function attempt(cell, pair, bootstrap) {
   const { idle = 0, mappingSeconds, moves, relay } = cells[cell]
   const [serverKind, clientKind] = cell.split('/')
   const [serverSide, clientSide] = pair.split('-')
-  const hosts = [network.host(serverKind, { mappingSeconds }), network.host(clientKind, { mappingSeconds })]
+  const hosts = serverKind in shared
+    ? network.pair(serverKind)
+    : [network.host(serverKind, { mappingSeconds }), network.host(clientKind, { mappingSeconds })]
   const programs = []
   try {
     let through
@@ -181,6 +190,6 @@ function parse(args) {
 function usage(problem) {
   console.error(`${problem}\n\ncells (server/client): ${Object.keys(cells).join(', ')}`)
   console.error(`pairings (server-client): ${pairings.join(', ')}`)
-  for (const [kind, meaning] of Object.entries(kinds)) console.error(`  ${kind}: ${meaning}`)
+  for (const [kind, meaning] of Object.entries({ ...kinds, ...shared })) console.error(`  ${kind}: ${meaning}`)
   process.exit(2)
 }
