@@ -29,7 +29,21 @@ export function missing() {
   const has = (command, ...args) => spawnSync(command, args).status === 0
   if (!has('ip', '-V')) lacks.push('iproute2 (the program ip)')
   if (!has('nft', '--version')) lacks.push('nftables (the program nft)')
-  return lacks
+  return lacks.length > 0 ? lacks : refused()
+}
+
+/** What the system does not let us do, although the programs are there. */
+function refused() {
+  let network
+  try {
+    network = new Network()
+    network.host('random')
+    return []
+  } catch (error) {
+    return [`the right to make networks, or a kernel that can (${error.message.trim()})`]
+  } finally {
+    network?.close()
+  }
 }
 
 /** The network. `close()` takes it down; programs in it have to end before. */
@@ -40,6 +54,15 @@ export class Network {
 
   constructor() {
     this.core = this.#namespace('net')
+    try {
+      this.#build()
+    } catch (error) {
+      this.close()
+      throw error
+    }
+  }
+
+  #build() {
     shell(`
       # With a given address: its own would change with its ports, and all hosts would lose it.
       ip -n ${this.core} link add br0 address 02:00:00:00:00:01 type bridge

@@ -4,6 +4,9 @@
 //   npm run test:nat -- cone/cone --tries 2       some cells: server/client
 //   npm run test:nat -- --pairs ours-ours         some pairings: server-client
 //   npm run test:nat -- --json                    a JSON line for each cell and pairing
+//   npm run test:nat -- --quick                   one try each, repeated once if it fails; not npm to npm, and
+//                                                 idle only ours to ours
+//   npm run test:nat -- --if-possible             no failure on a machine that lacks something
 //
 // Each try has NATs and processes of its own. Time is taken from connecting to the first echo. It fails when
 // a pairing with ours stays below its bar.
@@ -39,7 +42,8 @@ const cells = {
   'carrier/carrier': { median: 100 },
   // Both behind one NAT.
   'lan/lan': { median: 1000 },
-  'hairpin/hairpin': { median: 1000 },
+  // npm's server sends its first packet after a second.
+  'hairpin/hairpin': { oursMedian: 1000 },
   'provider/provider': { relay: 'ours', most: 10_000 },
   // Nothing is sent for a minute, behind NATs that forget after 15 s.
   'cone/cone/idle': { median: 100, idle: 60, mappingSeconds: 15 },
@@ -52,7 +56,8 @@ const lacks = missing()
 if (lacks.length > 0) {
   console.error('The NAT laboratory builds networks on this machine, which lacks:\n')
   for (const advice of lacks) console.error(`  - ${advice}`)
-  process.exit(1)
+  if (options.ifPossible) console.error('\nIt is skipped.')
+  process.exit(options.ifPossible ? 0 : 1)
 }
 const network = new Network()
 const running = new Set()
@@ -62,7 +67,12 @@ try {
   const testnet = start(network.core, [process.execPath, peer(), 'testnet', nodes, publicHost])
   const { nodes: [bootstrap] } = await testnet.next('testnet', patience)
   for (const cell of options.cells) {
-    for (const pair of options.pairs) failed += !(await measure(cell, pair, bootstrap))
+    for (const pair of options.pairs) {
+      if (options.quick && cells[cell].idle > 10 && pair !== 'ours-ours') continue
+      let reached = await measure(cell, pair, bootstrap)
+      if (!reached && options.quick) reached = await measure(cell, pair, bootstrap)
+      failed += !reached
+    }
   }
 } finally {
   await close()
@@ -174,6 +184,8 @@ function parse(args) {
   const options = { cells: [], pairs: pairings, tries: 5, json: false, verbose: false }
   for (let argument; (argument = args.shift()) !== undefined; ) {
     if (argument === '--json') options.json = true
+    else if (argument === '--quick') Object.assign(options, { quick: true, tries: 1, pairs: pairings.slice(1) })
+    else if (argument === '--if-possible') options.ifPossible = true
     else if (argument === '--verbose') options.verbose = true
     else if (argument === '--tries') options.tries = Number(args.shift())
     else if (argument === '--pairs') options.pairs = args.shift()?.split(',') ?? []
