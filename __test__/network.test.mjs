@@ -115,7 +115,7 @@ test('status() names every layer and why a peer is missing', async (t) => {
     const status = a.status()
     return find(status, 'dht').works && says(status) && status
   }, 'the reason')
-  assert.deepEqual(status.layers.map(({ name }) => name), ['dht', 'lan', 'topic', 'catalog'])
+  assert.deepEqual(status.layers.map(({ name }) => name), ['dht', 'lan', 'topic', 'relay', 'catalog'])
   // It listens on this machine only.
   assert.equal(find(status, 'lan').isEnabled, false)
   assert.equal(find(status, 'topic').isEnabled, false)

@@ -16,8 +16,8 @@
 //! | [`events`], [`identity`] | what happened, numbered; the key pair and its forms |
 //! | [`store`] | the SQLite database |
 //! | [`hypercore`] | logs that verify: merkle tree, proofs, replication |
-//! | [`protomux`] | channels on one connection |
 //! | [`hyperdht`] | finding by key: RPC, queries, announcing, handshakes |
+//! | [`protomux`] | channels on one connection |
 //! | [`secret_stream`] | the Noise handshake and the encrypted stream |
 //! | [`udx`] | reliable streams over UDP |
 //! | [`encoding`], [`crypto`], [`error`] | compact encoding; keys and hashes; the error of the public API |

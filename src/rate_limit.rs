@@ -22,11 +22,17 @@ impl RateLimit {
 
     /// Whether it may happen now; counts it if so.
     pub(crate) fn allow(&mut self) -> bool {
+        self.allow_amount(1)
+    }
+
+    /// Whether `amount` may happen now; counts it if so.
+    pub(crate) fn allow_amount(&mut self, amount: usize) -> bool {
         self.refill();
-        if self.left < 1.0 {
+        let amount = amount as f64;
+        if self.left < amount {
             return false;
         }
-        self.left -= 1.0;
+        self.left -= amount;
         true
     }
 

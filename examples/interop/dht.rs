@@ -1,7 +1,8 @@
 //! `interop dht testnet <size> [bootstrap]`: nodes of ours, as a network or part of one.
 //!
 //! `interop dht node <bootstrap> [--firewalled] [--host=<ip>] [--patience=<seconds>]`: one node, driven by JSON lines:
-//! `{"do": "listen", "allow": [keys]}`, `{"do": "connect", "key", "rounds"}`,
+//! `{"do": "listen", "allow": [keys], "through": key}`, `{"do": "connect", "key", "rounds", "through": key}`,
+//! `{"do": "hold", "key", "through": key}`, `{"do": "relay", "allow": [keys], "bytesPerSecond"}`,
 //! `{"do": "join", "topic", "announce", "lookup"}`, `{"do": "lookup", "topic"}`, `{"do": "status"}`.
 
 use std::net::SocketAddr;
@@ -10,8 +11,10 @@ use std::time::{Duration, Instant};
 
 use alex_p2p::crypto::{KeyPair, PublicKey};
 use alex_p2p::hyperdht::{
-    ConnectOptions, Connection, DhtOptions, Firewall, HyperDht, JoinOptions, Server, Testnet,
+    ConnectOptions, Connection, DhtOptions, Firewall, HyperDht, JoinOptions, Path, RelayOptions,
+    RelayServer, RelayThrough, Server, ServerOptions, Testnet,
 };
+use alex_p2p::protomux::{MuxOptions, Protomux};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -94,7 +97,28 @@ async fn node(arguments: &[String]) -> Outcome {
         match command["do"].as_str() {
             Some("listen") => {
                 let allow = command["allow"].as_array().cloned();
-                listen(&dht, &keys, allow).await?;
+                let relay_through = through(&command)?;
+                let server = listen(&dht, &keys, allow, relay_through).await?;
+                tokio::spawn(accept(server));
+            }
+            Some("relay") => {
+                let allow = command["allow"].as_array().cloned();
+                let mut options = RelayOptions::default();
+                let rate = command["bytesPerSecond"].as_u64().map(u32::try_from).transpose()?;
+                if let Some(rate) = rate {
+                    options.bytes_per_second = rate.try_into()?;
+                }
+                let server = listen(&dht, &keys, allow, None).await?;
+                tokio::spawn(relay(server, RelayServer::new(&dht, options)));
+            }
+            Some("hold") => {
+                let (dht, key) = (dht.clone(), PublicKey::from_bytes(unhex(&command["key"])?));
+                let relay_through = through(&command)?;
+                tokio::spawn(async move {
+                    if let Err(error) = hold(&dht, &key, relay_through).await {
+                        print(&json!({ "event": "connect-failed", "error": error.to_string() }));
+                    }
+                });
             }
             Some("connect") => connect(&dht, &command, patience).await?,
             Some("join") => {
@@ -137,7 +161,21 @@ async fn node(arguments: &[String]) -> Outcome {
     Ok(())
 }
 
-async fn listen(dht: &HyperDht, keys: &KeyPair, allow: Option<Vec<Value>>) -> Outcome {
+/// The relay that a command names.
+fn through(command: &Value) -> Outcome<Option<RelayThrough>> {
+    if command["through"].is_null() {
+        return Ok(None);
+    }
+    let relay = PublicKey::from_bytes(unhex(&command["through"])?);
+    Ok(Some(Arc::new(move |_| Some(relay))))
+}
+
+async fn listen(
+    dht: &HyperDht,
+    keys: &KeyPair,
+    allow: Option<Vec<Value>>,
+    relay_through: Option<RelayThrough>,
+) -> Outcome<Server> {
     let firewall: Firewall = Arc::new(move |key: &PublicKey, _: SocketAddr| {
         let key = hex(key.as_bytes());
         let admit = allow.as_ref().is_none_or(|allow| allow.iter().any(|allowed| *allowed == key));
@@ -146,12 +184,55 @@ async fn listen(dht: &HyperDht, keys: &KeyPair, allow: Option<Vec<Value>>) -> Ou
         }
         admit
     });
-    let server = dht.listen(keys, firewall)?;
+    let options = ServerOptions { relay_through, ..ServerOptions::new(firewall) };
+    let server = dht.listen_with(keys, options)?;
     server.announced().await;
     let key = hex(keys.public_key().as_bytes());
     print(&json!({ "event": "listening", "key": key, "addresses": server.addresses() }));
-    tokio::spawn(accept(server));
+    Ok(server)
+}
+
+/// Relays for everybody who connects.
+async fn relay(server: Server, relay: RelayServer) {
+    while let Some(connection) = server.accept().await {
+        let mux = Protomux::new(connection.stream, MuxOptions { paused: true });
+        relay.attach(&mux);
+        mux.start();
+        tokio::spawn(async move { mux.closed().await });
+    }
+}
+
+/// Keeps a connection, with an echo now and then, and tells how it goes.
+async fn hold(dht: &HyperDht, key: &PublicKey, relay_through: Option<RelayThrough>) -> Outcome {
+    let start = Instant::now();
+    let options = ConnectOptions { relay_through, ..ConnectOptions::default() };
+    let connection = dht.connect(key, options).await?;
+    tell_path(connection.path.clone());
+    let (mut sender, mut receiver) = connection.stream.split();
+    for round in 0_u64.. {
+        sender.send(format!("round {round}").as_bytes()).await?;
+        receiver.recv().await?.ok_or("the connection ended")?;
+        if round == 0 {
+            let ms = start.elapsed().as_secs_f64() * 1000.0;
+            print(&json!({ "event": "held", "ms": ms }));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     Ok(())
+}
+
+/// Prints the path of a connection, and each other that it goes on to.
+fn tell_path(path: Path) {
+    tokio::spawn(async move {
+        let mut before = None;
+        loop {
+            let kind = path.kind();
+            if before.replace(kind) != Some(kind) {
+                print(&json!({ "event": "path", "path": kind.as_str() }));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
 }
 
 async fn accept(server: Server) {
@@ -160,7 +241,9 @@ async fn accept(server: Server) {
             "event": "connection",
             "key": hex(connection.remote_public_key().as_bytes()),
             "remote": connection.remote,
+            "path": connection.path().as_str(),
         }));
+        tell_path(connection.path.clone());
         tokio::spawn(echo(connection));
     }
 }
@@ -178,11 +261,13 @@ async fn echo(connection: Connection) {
 /// Connects several times, one after the other, and waits for an echo on each connection.
 async fn connect(dht: &HyperDht, command: &Value, patience: Duration) -> Outcome {
     let key = PublicKey::from_bytes(unhex(&command["key"])?);
+    let relay_through = through(command)?;
     let rounds = command["rounds"].as_u64().unwrap_or(1);
     let mut times = Vec::new();
     for round in 0..rounds {
         let start = Instant::now();
-        let outcome = tokio::time::timeout(patience, once(dht, &key, round)).await;
+        let outcome =
+            tokio::time::timeout(patience, once(dht, &key, round, relay_through.clone())).await;
         let outcome = outcome.unwrap_or_else(|_| Err("no echo in time".into()));
         let ms = start.elapsed().as_secs_f64() * 1000.0;
         match outcome {
@@ -199,8 +284,14 @@ async fn connect(dht: &HyperDht, command: &Value, patience: Duration) -> Outcome
     Ok(())
 }
 
-async fn once(dht: &HyperDht, key: &PublicKey, round: u64) -> Outcome {
-    let connection = dht.connect(key, ConnectOptions::default()).await?;
+async fn once(
+    dht: &HyperDht,
+    key: &PublicKey,
+    round: u64,
+    relay_through: Option<RelayThrough>,
+) -> Outcome {
+    let options = ConnectOptions { relay_through, ..ConnectOptions::default() };
+    let connection = dht.connect(key, options).await?;
     let (mut sender, mut receiver) = connection.stream.split();
     let message = format!("round {round}");
     sender.send(message.as_bytes()).await?;

@@ -5,21 +5,23 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::net::{SocketAddr, SocketAddrV4};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
-use super::connection::{Connection, Established};
+use super::connection::{Connection, Established, Path, PathKind};
 use super::error::ConnectError;
-use super::messages::handshake::{Handshake, NoisePayload, UdxInfo, VERSION};
+use super::messages::handshake::{Handshake, NoisePayload, RelayThrough, UdxInfo, VERSION};
 use super::messages::records::PeerRecord;
 use super::messages::{FirewallKind, Mode, commands};
 use super::node::Inner;
 use super::noise;
 use super::options::ConnectOptions;
 use super::punch::client::ClientPunch;
+use super::relay::attempt::{self, Found, RelayAttempt};
 use super::route::{NoRoute, Route};
 use super::rpc::Call;
 use super::rpc::io::{Attempts, RequestError};
@@ -28,8 +30,9 @@ use super::rpc::query::{Query, QueryOptions};
 use super::rpc::socket::Socket;
 use super::store::target_of;
 use crate::crypto::{KeyPair, PublicKey};
+use crate::secret_stream::Session;
 use crate::sync::lock;
-use crate::udx::StreamOptions;
+use crate::udx::{StreamOptions, UdxStream};
 
 /// Handshakes in flight at once.
 const PARALLEL: usize = 3;
@@ -70,6 +73,15 @@ enum Failure {
     Final(ConnectError),
 }
 
+impl From<NoRoute> for Failure {
+    fn from(error: NoRoute) -> Self {
+        match error {
+            NoRoute::TryLater => Self::TryLater,
+            NoRoute::Unreachable => Self::Final(ConnectError::Unreachable),
+        }
+    }
+}
+
 impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Self {
         Self::Final(error)
@@ -94,6 +106,14 @@ pub(crate) struct Connector {
 }
 
 impl Connector {
+    /// Connects without a relay. As connecting over one connects to that, the future is boxed.
+    pub(crate) fn connect_directly(
+        mut self,
+    ) -> Pin<Box<dyn Future<Output = Result<Connection, ConnectError>> + Send>> {
+        self.options.relay_through = None;
+        Box::pin(self.connect())
+    }
+
     pub(crate) async fn connect(self) -> Result<Connection, ConnectError> {
         let cancel = self.inner.rpc.cancel.clone();
         tokio::select! {
@@ -138,8 +158,10 @@ impl Connector {
             addresses4,
             udx: Some(UdxInfo { reusable_socket: false, id: raw.local_id(), seq: 0 }),
             has_secret_stream: true,
+            relay_through: self.own_relay(),
             ..NoisePayload::default()
         };
+        let own_relay = payload.relay_through;
         let message =
             handshake.write(&payload.encode()).map_err(|_| ConnectError::InvalidHandshake)?;
         let answer = self.exchange(message, excluded).await?;
@@ -164,14 +186,83 @@ impl Connector {
         } else {
             ClientPunch::new(inner, target_of(&self.remote), &answer, &payload, &session)
         };
-        let route = Route { inner, answer: &answer, payload: &payload, is_open };
-        let remote = match route.connect(&raw, udx.id, punch, first_packet).await {
-            Ok(remote) => remote,
-            Err(NoRoute::TryLater) => return Err(Failure::TryLater),
-            Err(NoRoute::Unreachable) => return Err(ConnectError::Unreachable.into()),
+        // With an open side there is a path.
+        let may_relay = answer.is_relayed && !is_open && payload.firewall != FirewallKind::Open;
+        let of_server = payload.relay_through.as_ref();
+        let relay = RelayAttempt::new(inner, of_server, own_relay.as_ref(), false);
+        let relay = relay.filter(|_| may_relay);
+        let (answer, payload) = (Arc::new(answer), Arc::new(payload));
+        let route = Route {
+            inner: Arc::clone(inner),
+            answer: Arc::clone(&answer),
+            payload: Arc::clone(&payload),
+            is_open,
+        };
+        let first_packet =
+            attempt::not_from(relay.as_ref().map(RelayAttempt::address), first_packet);
+        let finding = route.find(punch, first_packet);
+        let connection = match relay {
+            Some(relay) => self.race(raw, session, udx.id, relay, finding).await?,
+            None => self.take(raw, session, udx.id, finding.await?),
         };
         self.remember(&answer, &payload);
-        Ok(inner.adopt(Established { raw, session, remote }))
+        Ok(connection)
+    }
+
+    /// The relay that we name, if the options have one.
+    fn own_relay(&self) -> Option<RelayThrough> {
+        let relays = &self.options.relay_through;
+        let chosen = relays.as_ref().and_then(|choose| choose(None));
+        chosen.filter(|relay| *relay != self.remote).map(attempt::offer)
+    }
+
+    fn take(&self, raw: UdxStream, session: Session, remote_id: u32, found: Found) -> Connection {
+        raw.connect(&found.socket, remote_id, found.address);
+        let path = Path::new(found.kind);
+        self.inner.adopt(Established { raw, session, remote: found.address, path })
+    }
+
+    /// Connects over a relay or a direct path, whichever is there first. From the relay, the connection
+    /// moves on to the direct path when that is found.
+    async fn race(
+        &self,
+        raw: UdxStream,
+        session: Session,
+        remote_id: u32,
+        relay: RelayAttempt,
+        finding: impl Future<Output = Result<Found, NoRoute>> + Send + 'static,
+    ) -> Result<Connection, Failure> {
+        let mut finding = Box::pin(finding);
+        let mut pairing = Box::pin(relay.pair(raw.local_id()));
+        let mut no_route = None;
+        let mut is_relaying = true;
+        loop {
+            tokio::select! {
+                biased;
+                found = &mut finding, if no_route.is_none() => match found {
+                    Ok(found) => return Ok(self.take(raw, session, remote_id, found)),
+                    Err(error) => no_route = Some(error),
+                },
+                paired = &mut pairing, if is_relaying => {
+                    is_relaying = false;
+                    let Ok(paired) = paired.inspect_err(|error| tracing::debug!(%error, "no relay"))
+                    else {
+                        continue;
+                    };
+                    let Some(remote) = attempt::connect(&raw, &paired) else { continue };
+                    let (stream, path) = (raw.handle(), Path::new(PathKind::Relayed));
+                    let is_finding = no_route.is_none();
+                    let finding = async move {
+                        if is_finding { finding.await.ok() } else { None }
+                    };
+                    let upgrading =
+                        attempt::upgrade(stream, remote_id, path.clone(), paired, finding);
+                    self.inner.rpc.spawn(upgrading);
+                    return Ok(self.inner.adopt(Established { raw, session, remote, path }));
+                }
+                else => return Err(no_route.unwrap_or(NoRoute::Unreachable).into()),
+            }
+        }
     }
 
     /// Keeps the nodes that reach the peer for the next time.

@@ -2,11 +2,62 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use crate::crypto::PublicKey;
 use crate::secret_stream::{SecretStream, Session, StreamOptions};
 use crate::udx::{StreamHandle, UdxStream};
+
+/// How packets get to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PathKind {
+    /// To an address that anybody reaches.
+    Direct,
+    /// Through a hole that both sides made in their NATs.
+    Punched,
+    /// Over a relay.
+    Relayed,
+    /// Within the local network.
+    Lan,
+}
+
+impl PathKind {
+    const ALL: [Self; 4] = [Self::Direct, Self::Punched, Self::Relayed, Self::Lan];
+
+    /// The word for it: `direct`, `punched`, `relayed` or `lan`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Punched => "punched",
+            Self::Relayed => "relayed",
+            Self::Lan => "lan",
+        }
+    }
+}
+
+/// The path of a connection, which may become another.
+#[derive(Debug, Clone)]
+pub struct Path(Arc<AtomicU8>);
+
+impl Path {
+    pub(crate) fn new(kind: PathKind) -> Self {
+        Self(Arc::new(AtomicU8::new(kind as u8)))
+    }
+
+    pub(crate) fn set(&self, kind: PathKind) {
+        self.0.store(kind as u8, Ordering::Relaxed);
+    }
+
+    /// How packets get to the peer now.
+    #[must_use]
+    pub fn kind(&self) -> PathKind {
+        let number = usize::from(self.0.load(Ordering::Relaxed));
+        PathKind::ALL.get(number).copied().unwrap_or(PathKind::Direct)
+    }
+}
 
 /// An encrypted connection to a peer whose key is proved.
 pub struct Connection {
@@ -14,8 +65,10 @@ pub struct Connection {
     pub stream: SecretStream,
     /// The UDX stream under it: statistics, and destroying it.
     pub udx: StreamHandle,
-    /// Where the peer is.
+    /// Where the peer was reached; a relay's address when it is over one.
     pub remote: SocketAddr,
+    /// How packets get to the peer, kept up to date also after this was taken apart.
+    pub path: Path,
     /// Whether we connected to it.
     pub initiator: bool,
 }
@@ -26,6 +79,12 @@ impl Connection {
     pub fn remote_public_key(&self) -> PublicKey {
         self.stream.remote_public_key()
     }
+
+    /// How packets get to the peer now.
+    #[must_use]
+    pub fn path(&self) -> PathKind {
+        self.path.kind()
+    }
 }
 
 impl fmt::Debug for Connection {
@@ -33,6 +92,7 @@ impl fmt::Debug for Connection {
         f.debug_struct("Connection")
             .field("peer", &self.stream.remote_public_key())
             .field("remote", &self.remote)
+            .field("path", &self.path.kind())
             .field("initiator", &self.initiator)
             .finish_non_exhaustive()
     }
@@ -43,6 +103,7 @@ pub(crate) struct Established {
     pub raw: UdxStream,
     pub session: Session,
     pub remote: SocketAddr,
+    pub path: Path,
 }
 
 impl Established {
@@ -54,6 +115,7 @@ impl Established {
             stream: SecretStream::with_options(self.raw, self.session, options),
             udx,
             remote: self.remote,
+            path: self.path,
             initiator,
         }
     }

@@ -19,6 +19,7 @@ mod node;
 mod noise;
 pub mod options;
 mod punch;
+mod relay;
 mod route;
 mod router;
 mod rpc;
@@ -28,13 +29,15 @@ mod testnet;
 mod topic;
 mod tuning;
 
-pub use connection::Connection;
+pub use connection::{Connection, Path, PathKind};
 pub use error::{AnnounceError, ConnectError, ListenError, RequestError};
 pub use node::{DhtStatus, HyperDht};
 pub use options::{
     BootstrapNode, ConnectOptions, DEFAULT_BOOTSTRAP, DEFAULT_PORT, DhtOptions, Firewall,
-    InvalidBootstrapNode, JoinOptions,
+    InvalidBootstrapNode, JoinOptions, RelayThrough, ServerOptions,
 };
+pub use relay::server::{RelayOptions, RelayServer, RelayStats};
+pub use relay::session::RelayPeers;
 pub use rpc::table::K;
 pub use server::Server;
 pub use testnet::Testnet;

@@ -13,8 +13,9 @@ use super::connect::Connector;
 use super::connection::{Connection, Established};
 use super::error::{AnnounceError, ConnectError, ListenError};
 use super::messages::commands;
-use super::options::{ConnectOptions, DhtOptions, Firewall, JoinOptions};
+use super::options::{ConnectOptions, DhtOptions, Firewall, JoinOptions, ServerOptions};
 use super::punch::throttle::{Permit, Throttle};
+use super::relay::session::{RelayPeers, RelaySessions};
 use super::router::{self, RELAY_RATE};
 use super::rpc::message::NodeId;
 use super::rpc::nat::NatView;
@@ -62,6 +63,7 @@ pub(crate) struct Inner {
     streams: Mutex<HashMap<u32, StreamHandle>>,
     local: LocalAddresses,
     random_punches: Throttle,
+    pub relays: RelaySessions,
 }
 
 /// What a node knows of itself, for a person.
@@ -135,6 +137,7 @@ impl HyperDht {
             streams: Mutex::default(),
             local: LocalAddresses::default(),
             random_punches: Throttle::new(),
+            relays: RelaySessions::default(),
         });
         for socket in sockets {
             inner.receive_from(socket);
@@ -230,6 +233,18 @@ impl HyperDht {
     /// # Errors
     /// When a server of this node listens under these keys, or the node is closed.
     pub fn listen(&self, keys: &KeyPair, firewall: Firewall) -> Result<Server, ListenError> {
+        self.listen_with(keys, ServerOptions::new(firewall))
+    }
+
+    /// As [`HyperDht::listen`], with all options.
+    ///
+    /// # Errors
+    /// As [`HyperDht::listen`].
+    pub fn listen_with(
+        &self,
+        keys: &KeyPair,
+        options: ServerOptions,
+    ) -> Result<Server, ListenError> {
         let inner = self.inner();
         if inner.rpc.cancel.is_cancelled() {
             return Err(ListenError::Closed);
@@ -239,9 +254,20 @@ impl HyperDht {
         if servers.contains_key(&target) {
             return Err(ListenError::AlreadyListening);
         }
-        let server = Server::start(Arc::clone(&self.handle), keys, firewall);
+        let server = Server::start(Arc::clone(&self.handle), keys, options);
         servers.insert(target, Arc::clone(&server.shared));
         Ok(server)
+    }
+
+    /// From now on relays are reached over the connections that `peers` gives, and none are made for that.
+    /// Only the first call counts.
+    pub fn relay_over_peers(&self, peers: RelayPeers) {
+        self.inner().relays.use_peers(peers);
+    }
+
+    /// The set of streams of this node.
+    pub(crate) fn udx(&self) -> &Udx {
+        &self.inner().udx
     }
 
     /// Nodes that pass a handshake on to the peer with this key; empty when nobody knows it. Cancel
@@ -368,6 +394,11 @@ impl Inner {
         // Without it there is nothing to tell, and the next round will do.
         let _ = tokio::time::timeout(ANNOUNCED_TIMEOUT, server.announcer.announced()).await;
         server.announcer.relay_addresses()
+    }
+
+    /// The key pair of connections that do not bring their own.
+    pub(crate) fn key_pair(&self) -> &KeyPair {
+        &self.key_pair
     }
 
     /// Makes a connection of an established stream, which ends with the node at the latest.

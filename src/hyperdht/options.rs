@@ -25,6 +25,10 @@ pub const DEFAULT_BOOTSTRAP: [&str; 3] = [
 /// passed the handshake on may have made up. It must not block.
 pub type Firewall = Arc<dyn Fn(&PublicKey, SocketAddr) -> bool + Send + Sync>;
 
+/// Chooses the relay over which a connection may come about, if any, each time one is made. A server is
+/// told which one the client named: with `None` for an answer, that one is taken.
+pub type RelayThrough = Arc<dyn Fn(Option<&PublicKey>) -> Option<PublicKey> + Send + Sync>;
+
 /// A node through which others find into the network.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BootstrapNode {
@@ -135,7 +139,7 @@ impl Default for DhtOptions {
 }
 
 /// How to connect to a peer.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ConnectOptions {
     /// Who we are towards the peer, if not the node's key pair.
     pub key_pair: Option<KeyPair>,
@@ -148,6 +152,25 @@ pub struct ConnectOptions {
     /// How long connecting may take in all. Only a hole punch through a NAT that changes ports takes
     /// more than a few seconds: up to 35 s with a peer that runs JavaScript.
     pub timeout: Duration,
+    /// A relay to go over while there is no direct path, with a peer that names none itself.
+    pub relay_through: Option<RelayThrough>,
+}
+
+/// How to listen. Start from [`ServerOptions::new`].
+#[derive(Clone)]
+pub struct ServerOptions {
+    /// Who gets a connection.
+    pub firewall: Firewall,
+    /// A relay to go over while there is no direct path. The client uses it whatever it named itself.
+    pub relay_through: Option<RelayThrough>,
+}
+
+impl ServerOptions {
+    /// No relay of our own.
+    #[must_use]
+    pub fn new(firewall: Firewall) -> Self {
+        Self { firewall, relay_through: None }
+    }
 }
 
 impl Default for ConnectOptions {
@@ -157,6 +180,7 @@ impl Default for ConnectOptions {
             addresses: Vec::new(),
             direct_only: false,
             timeout: Duration::from_secs(50),
+            relay_through: None,
         }
     }
 }

@@ -18,15 +18,17 @@ use tokio::task::JoinSet;
 
 use super::addresses::{is_bogon, is_reserved, match_address};
 use super::connect::HandshakeAnswer;
+use super::connection::PathKind;
 use super::messages::FirewallKind;
 use super::messages::handshake::NoisePayload;
 use super::node::Inner;
 use super::punch::client::{ClientPunch, PunchError};
+use super::relay::attempt::{Found, kind_of};
 use super::rpc::Call;
 use super::rpc::io::{Attempts, RequestError};
 use super::rpc::serve::PING;
 use super::rpc::socket::Socket;
-use crate::udx::{UdxSocket, UdxStream};
+use crate::udx::UdxSocket;
 
 /// How long to look for a path.
 const TIMEOUT: Duration = Duration::from_secs(8);
@@ -47,39 +49,39 @@ pub(crate) enum NoRoute {
 }
 
 /// What is known of both sides after the handshake.
-pub(crate) struct Route<'a> {
-    pub inner: &'a Arc<Inner>,
-    pub answer: &'a HandshakeAnswer,
-    pub payload: &'a NoisePayload,
+pub(crate) struct Route {
+    pub inner: Arc<Inner>,
+    pub answer: Arc<HandshakeAnswer>,
+    pub payload: Arc<NoisePayload>,
     /// Whether anybody reaches us.
     pub is_open: bool,
 }
 
-impl Route<'_> {
-    /// Connects `raw` to the server's stream `remote_id`. Returns where it is.
-    pub(crate) async fn connect(
+impl Route {
+    /// Finds a path to the server's stream. `first_packet` is where a packet came from that shows one.
+    pub(crate) async fn find(
         self,
-        raw: &UdxStream,
-        remote_id: u32,
         punch: Option<ClientPunch>,
-        first_packet: impl Future<Output = Option<(UdxSocket, SocketAddr)>>,
-    ) -> Result<SocketAddr, NoRoute> {
-        let answer = self.answer;
-        let (socket, address) = if answer.is_relayed {
-            self.find(punch, first_packet).await?
-        } else {
-            (answer.socket.udx.clone(), answer.via)
-        };
-        raw.connect(&socket, remote_id, address);
-        Ok(address)
+        first_packet: impl Future<Output = (UdxSocket, SocketAddr)>,
+    ) -> Result<Found, NoRoute> {
+        let answer = &self.answer;
+        if !answer.is_relayed {
+            let (socket, address) = (answer.socket.udx.clone(), answer.via);
+            return Ok(Found { socket, address, kind: kind_of(PathKind::Direct, address) });
+        }
+        let is_punched = punch.is_some();
+        let (socket, address) = self.search(punch, first_packet).await?;
+        let kind = if is_punched { PathKind::Punched } else { PathKind::Direct };
+        Ok(Found { socket, address, kind: kind_of(kind, address) })
     }
 
-    async fn find(
-        self,
+    async fn search(
+        &self,
         punch: Option<ClientPunch>,
-        first_packet: impl Future<Output = Option<(UdxSocket, SocketAddr)>>,
+        first_packet: impl Future<Output = (UdxSocket, SocketAddr)>,
     ) -> Result<(UdxSocket, SocketAddr), NoRoute> {
         let Self { inner, answer, payload, is_open } = self;
+        let is_open = *is_open;
         let candidates = if payload.firewall == FirewallKind::Open {
             vec![public_address(payload, answer.server)]
         } else if is_open {
@@ -102,12 +104,6 @@ impl Route<'_> {
             match punch {
                 Some(punch) => punch.run().await,
                 None => Err(PunchError::Impossible),
-            }
-        };
-        let first_packet = async {
-            match first_packet.await {
-                Some(path) => path,
-                None => std::future::pending().await,
             }
         };
         let waited = tokio::time::sleep(TIMEOUT);

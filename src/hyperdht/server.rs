@@ -17,15 +17,17 @@ use tokio_util::sync::CancellationToken;
 use super::addresses::{is_private, match_address};
 use super::announcer::Announcer;
 use super::cache::ExpiringMap;
-use super::connection::{Connection, Established};
+use super::connection::{Connection, Established, Path, PathKind};
 use super::messages::FirewallKind;
-use super::messages::handshake::{HolepunchInfo, NoisePayload, UdxInfo, VERSION};
+use super::messages::handshake::{self, HolepunchInfo, NoisePayload, UdxInfo, VERSION};
 use super::messages::records::PeerRecord;
 use super::node::{Handle, Inner};
 use super::noise;
-use super::options::Firewall;
+use super::options::{Firewall, RelayThrough, ServerOptions};
 use super::punch::puncher::Puncher;
 use super::punch::server::{Punches, ServerPunch};
+use super::relay::attempt::{self, RelayAttempt};
+use super::relay::session::Paired;
 use super::rpc::Incoming;
 use super::rpc::message::NodeId;
 use super::rpc::socket::Socket;
@@ -67,6 +69,7 @@ pub(crate) struct ServerShared {
     /// What nodes are told of us.
     pub(crate) record: Bytes,
     firewall: Firewall,
+    relay_through: Option<RelayThrough>,
     state: Mutex<State>,
     /// Held while a handshake is decided, so that two copies of one are not decided twice.
     deciding: Mutex<()>,
@@ -101,7 +104,7 @@ struct Prepared {
 }
 
 impl Server {
-    pub(crate) fn start(node: Arc<Handle>, keys: &KeyPair, firewall: Firewall) -> Self {
+    pub(crate) fn start(node: Arc<Handle>, keys: &KeyPair, options: ServerOptions) -> Self {
         let inner = Arc::clone(&node.inner);
         let (accepted, connections) = mpsc::channel(MAX_UNACCEPTED);
         let public_key = keys.public_key();
@@ -116,7 +119,8 @@ impl Server {
             keys: keys.clone(),
             target,
             record: record.encode().into(),
-            firewall,
+            firewall: options.firewall,
+            relay_through: options.relay_through,
             state: Mutex::new(state),
             deciding: Mutex::default(),
             punches: Punches::default(),
@@ -261,6 +265,12 @@ impl ServerShared {
             }
             _ => None,
         };
+        // A client that came directly, or that anybody reaches, needs none.
+        let may_relay = relayed_for.is_some()
+            && payload.firewall != FirewallKind::Open
+            && client_stream.is_some();
+        let of_client = payload.relay_through.as_ref().filter(|_| may_relay);
+        let own_relay = if may_relay { self.own_relay(of_client) } else { None };
         let mut addresses4: Vec<SocketAddrV4> = public.into_iter().collect();
         addresses4.extend(local_addresses);
         let reply = NoisePayload {
@@ -278,7 +288,7 @@ impl ServerShared {
                 seq: 0,
             }),
             has_secret_stream: true,
-            relay_through: None,
+            relay_through: own_relay,
             relay_addresses: self.announcer.relay_addresses(),
         };
         let noise = handshake.write(&reply.encode()).ok()?;
@@ -296,7 +306,8 @@ impl ServerShared {
             None
         };
         if let Some(socket) = route {
-            HalfOpen::new(self).connect(raw, session, &socket.udx, remote_id, client);
+            let path = Path::new(attempt::kind_of(PathKind::Direct, client));
+            HalfOpen::new(self).connect(raw, session, &socket.udx, remote_id, client, path);
             return Some(Reply { noise, punch: None });
         }
         let replies = prepared.as_ref().is_some_and(|punch| punch.replies);
@@ -304,8 +315,21 @@ impl ServerShared {
             Arc::new(ServerPunch::new(&self.inner, id, puncher, &session))
         });
         let answering = punch.as_ref().filter(|_| replies).map(Arc::downgrade);
-        self.open(raw, session, remote_id, punch);
+        let relay = RelayAttempt::new(&self.inner, own_relay.as_ref(), of_client, true);
+        self.open(raw, session, remote_id, punch, relay);
         Some(Reply { noise, punch: answering })
+    }
+
+    /// The relay that we name, if the options have one.
+    fn own_relay(
+        &self,
+        of_client: Option<&handshake::RelayThrough>,
+    ) -> Option<handshake::RelayThrough> {
+        let named = of_client.map(|relay| PublicKey::from_bytes(relay.public_key));
+        let choose = self.relay_through.as_ref()?;
+        // A chooser that panics chooses none, and must not end the node's receiving.
+        let chosen = catch_unwind(AssertUnwindSafe(|| choose(named.as_ref()))).ok().flatten();
+        chosen.filter(|relay| *relay != self.keys.public_key()).map(attempt::offer)
     }
 
     /// Gets ready for a punch with a client that a node passed on, unless that cannot come about.
@@ -342,33 +366,72 @@ impl ServerShared {
         self.punches.get(id)?.on_message(payload, client, is_trusted, incoming).await
     }
 
-    /// Connects an admitted client's stream over whatever brings its first packet.
+    /// Connects an admitted client's stream over whatever brings its first packet, or over a relay.
     fn open(
         self: &Arc<Self>,
         raw: UdxStream,
         session: Session,
         remote_id: u32,
         punch: Option<Arc<ServerPunch>>,
+        relay: Option<RelayAttempt>,
     ) {
         let half_open = HalfOpen::new(self);
-        let first_packet = raw.on_first_packet();
+        let is_punching = punch.is_some();
+        let first_packet =
+            attempt::not_from(relay.as_ref().map(RelayAttempt::address), raw.on_first_packet());
         if let Some(punch) = &punch {
             self.punches.insert(punch);
         }
+        let stream_id = raw.local_id();
         self.inner.rpc.spawn(async move {
-            let given_up = async {
-                match &punch {
+            let mut given_up = Box::pin(async move {
+                match punch {
                     Some(punch) => punch.ended().await,
                     None => tokio::time::sleep(HANDSHAKE_AGE).await,
                 }
-            };
-            tokio::select! {
-                biased;
-                first = first_packet => if let Some((socket, client)) = first {
-                    half_open.connect(raw, session, &socket, remote_id, client);
-                },
-                () = given_up => tracing::debug!("an admitted client never sent a packet"),
+            });
+            let mut is_relaying = relay.is_some();
+            let mut pairing = Box::pin(async move {
+                match relay {
+                    Some(relay) => relay.pair(stream_id).await,
+                    None => std::future::pending().await,
+                }
+            });
+            tokio::pin!(first_packet);
+            let mut is_waiting = true;
+            while is_waiting || is_relaying {
+                tokio::select! {
+                    biased;
+                    (socket, client) = &mut first_packet => {
+                        let kind = if is_punching { PathKind::Punched } else { PathKind::Direct };
+                        let path = Path::new(attempt::kind_of(kind, client));
+                        return half_open.connect(raw, session, &socket, remote_id, client, path);
+                    }
+                    paired = &mut pairing, if is_relaying => {
+                        is_relaying = false;
+                        let Ok(paired) =
+                            paired.inspect_err(|error| tracing::debug!(%error, "no relay"))
+                        else {
+                            continue;
+                        };
+                        let path = Path::new(PathKind::Relayed);
+                        let stream = raw.handle();
+                        if !half_open.connect_relayed(raw, session, &paired, path.clone()) {
+                            return;
+                        }
+                        // The punch goes on meanwhile; the client's packets tell when it succeeded.
+                        let punching = async move {
+                            if is_waiting {
+                                given_up.await;
+                            }
+                            None
+                        };
+                        return attempt::upgrade(stream, remote_id, path, paired, punching).await;
+                    }
+                    () = &mut given_up, if is_waiting => is_waiting = false,
+                }
             }
+            tracing::debug!("an admitted client never sent a packet");
         });
     }
 }
@@ -391,9 +454,27 @@ impl HalfOpen {
         socket: &UdxSocket,
         remote_id: u32,
         remote: SocketAddr,
+        path: Path,
     ) {
         raw.connect(socket, remote_id, remote);
-        let connection = self.server.inner.adopt(Established { raw, session, remote });
+        self.hand_out(Established { raw, session, remote, path });
+    }
+
+    /// Connects over a relay; false when that is gone already.
+    fn connect_relayed(
+        self,
+        raw: UdxStream,
+        session: Session,
+        paired: &Paired,
+        path: Path,
+    ) -> bool {
+        let Some(remote) = attempt::connect(&raw, paired) else { return false };
+        self.hand_out(Established { raw, session, remote, path });
+        true
+    }
+
+    fn hand_out(self, established: Established) {
+        let connection = self.server.inner.adopt(established);
         if self.server.accepted.try_send(connection).is_err() {
             tracing::warn!("a connection was dropped because nobody accepts connections");
         }

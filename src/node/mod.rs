@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use options::{Limits, NodeOptions};
+pub use options::{Limits, NodeOptions, RelaySettings};
 pub use status::{Layer, Status};
 
 use network::{Network, Online, Place};
@@ -51,6 +51,8 @@ struct Inner {
     transfers: Transfers,
     place: Place,
     discovery: DiscoveryOptions,
+    /// The peers that connections may go over.
+    relays: Vec<PublicKey>,
     tasks: Tasks,
     is_closing: AtomicBool,
     closed: OnceCell<()>,
@@ -81,6 +83,7 @@ impl Node {
         let lock = DataDirLock::acquire(&options.data_dir)?;
         let identity = Identity::open(&options.data_dir)?;
         let dht_options = options.dht(&identity)?;
+        let relays = options.relays()?;
         let database = Database::open(&options.data_dir.join("p2p.db"))?;
         let events = Events::open(&database).await?;
         let peers = Peers::open(&database, identity.public_key(), &events).await?;
@@ -125,6 +128,8 @@ impl Node {
             identity: identity.clone(),
             peers: peers.clone(),
             database: database.clone(),
+            relay: options.relay.serve.then(|| options.relay.serving()),
+            relays: relays.clone(),
             attach: {
                 let transfers = transfers.clone();
                 Arc::new(move |connection| {
@@ -145,6 +150,7 @@ impl Node {
                 transfers,
                 place,
                 discovery: options.discovery,
+                relays,
                 tasks,
                 is_closing: AtomicBool::new(false),
                 closed: OnceCell::new(),

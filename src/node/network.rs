@@ -6,9 +6,10 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
+use crate::crypto::PublicKey;
 use crate::discovery::{Discovery, DiscoveryOptions, Parts, known_nodes};
 use crate::error::{Error, ErrorCode, Result};
-use crate::hyperdht::{DhtOptions, HyperDht};
+use crate::hyperdht::{DhtOptions, HyperDht, RelayOptions, RelayServer};
 use crate::identity::Identity;
 use crate::peers::{Attach, Connections, Peers};
 use crate::store::Database;
@@ -23,6 +24,7 @@ pub(super) struct Online {
     pub dht: HyperDht,
     pub connections: Connections,
     pub discovery: Discovery,
+    pub relay: Option<RelayServer>,
 }
 
 /// What is needed to go online, again and again.
@@ -32,6 +34,10 @@ pub(super) struct Network {
     pub identity: Identity,
     pub peers: Peers,
     pub database: Database,
+    /// What is passed on for peers, if anything.
+    pub relay: Option<RelayOptions>,
+    /// The peers that connections may go over.
+    pub relays: Vec<PublicKey>,
     pub attach: Attach,
 }
 
@@ -127,8 +133,10 @@ impl Network {
             );
             Error::new(ErrorCode::Network, message)
         })?;
-        let attach = Arc::clone(&self.attach);
+        let relay = self.relay.map(|options| RelayServer::new(&dht, options));
+        let attach = self.attach_to(relay.clone());
         let connections = Connections::start(&dht, &self.identity, &self.peers, attach)?;
+        connections.relay_through(self.relays.clone());
         let parts = Parts {
             dht: dht.clone(),
             bootstrap: self.options.bootstrap.clone(),
@@ -138,6 +146,16 @@ impl Network {
             database: self.database.clone(),
         };
         let discovery = Discovery::start(&parts, self.discovery);
-        Ok(Online { dht, connections, discovery })
+        Ok(Online { dht, connections, discovery, relay })
+    }
+
+    /// What is served on each connection.
+    fn attach_to(&self, relay: Option<RelayServer>) -> Attach {
+        let attach = Arc::clone(&self.attach);
+        let Some(relay) = relay else { return attach };
+        Arc::new(move |connection| {
+            attach(connection);
+            relay.attach(&connection.mux);
+        })
     }
 }

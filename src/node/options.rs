@@ -6,10 +6,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::crypto::PublicKey;
 use crate::discovery::{self, DiscoveryOptions};
 use crate::error::{Error, ErrorCode, Result};
-use crate::hyperdht::DhtOptions;
-use crate::identity::Identity;
+use crate::hyperdht::{DhtOptions, RelayOptions};
+use crate::identity::{Identity, ParsedKey, parse_key};
 use crate::transfer::{Policy, TransferLimits};
 
 /// How a node is opened. Start from [`NodeOptions::new`].
@@ -31,6 +32,9 @@ pub struct NodeOptions {
     /// How other servers are found.
     #[serde(default)]
     pub discovery: DiscoveryOptions,
+    /// Ways around NATs that let nobody through.
+    #[serde(default)]
+    pub relay: RelaySettings,
     /// Limits on what peers may use.
     #[serde(default)]
     pub limits: Limits,
@@ -44,6 +48,30 @@ pub struct NodeOptions {
     /// absent.
     #[serde(default)]
     pub books_dir: Option<PathBuf>,
+}
+
+/// Ways around NATs that let nobody through: approved peers that pass encrypted packets on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RelaySettings {
+    /// Whether to pass packets on between approved peers that ask for it. Off by default.
+    pub serve: bool,
+    /// How many bytes a second to pass on, for all of them together. 2 MiB when absent.
+    pub bytes_per_second: Option<NonZeroU32>,
+    /// Keys of approved peers to go over, as long as they are connected and serve, when there is no direct
+    /// path to another.
+    pub through: Vec<String>,
+}
+
+impl RelaySettings {
+    /// How packets are passed on where they are.
+    pub(super) fn serving(&self) -> RelayOptions {
+        let mut options = RelayOptions::default();
+        if let Some(rate) = self.bytes_per_second {
+            options.bytes_per_second = rate;
+        }
+        options
+    }
 }
 
 /// Limits on what peers may use. Absent ones have their defaults.
@@ -84,11 +112,24 @@ impl NodeOptions {
             host: None,
             port: None,
             discovery: DiscoveryOptions::default(),
+            relay: RelaySettings::default(),
             limits: Limits::default(),
             policy: Policy::default(),
             nickname: None,
             books_dir: None,
         }
+    }
+
+    /// The peers to go over.
+    pub(super) fn relays(&self) -> Result<Vec<PublicKey>> {
+        let key = |text: &String| match parse_key(text) {
+            Ok(ParsedKey { key, .. }) => Ok(key),
+            Err(error) => {
+                let message = format!("relay.through has {text:?}: {error}");
+                Err(Error::new(ErrorCode::InvalidArgument, message))
+            }
+        };
+        self.relay.through.iter().map(key).collect()
     }
 
     /// The DHT node these options ask for.

@@ -4,10 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Node;
 use super::advice::Facts;
+use super::network::Online;
 use super::surroundings::Surroundings;
 use crate::discovery::{DiscoveryOptions, LanStatus, TopicStatus};
 use crate::error::ErrorCode;
-use crate::hyperdht::DhtStatus;
+use crate::hyperdht::{DhtStatus, RelayServer, RelayStats};
 use crate::peers::{Peer, PeerProblem, PeerStatus};
 use crate::time::now_ms;
 
@@ -44,7 +45,7 @@ pub struct Status {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Layer {
-    /// `dht`, `lan`, `topic` or `catalog`.
+    /// `dht`, `lan`, `topic`, `relay` or `catalog`.
     pub name: String,
     /// Whether it is switched on.
     pub is_enabled: bool,
@@ -84,6 +85,7 @@ pub(super) fn of(node: &Node) -> Status {
         dht_layer(wanted, dht.as_ref(), is_announced),
         lan_layer(wanted, lan.as_ref()),
         topic_layer(wanted, topic, dht.as_ref()),
+        relay_layer(node, online.as_ref()),
     ];
     if is_suspended {
         for layer in &mut layers {
@@ -178,6 +180,36 @@ fn topic_layer(
     layer("topic", wanted.topic && wanted.dht, state)
 }
 
+/// Passing packets on for others, and having them passed on.
+fn relay_layer(node: &Node, online: Option<&Online>) -> Layer {
+    let serves = online.and_then(|online| online.relay.as_ref()).map(RelayServer::stats);
+    let through = &node.inner.relays;
+    let connected = online.map_or(0, |online| {
+        through.iter().filter(|relay| online.connections.get(relay).is_some()).count()
+    });
+    relay_state(serves, through.len(), connected)
+}
+
+fn relay_state(serves: Option<RelayStats>, named: usize, connected: usize) -> Layer {
+    let served = serves.map(|stats| match stats.active {
+        0 => "passes packets on for approved peers that ask for it".to_owned(),
+        active => format!("passes packets on for approved peers, over {active} pairings now"),
+    });
+    let used = (named > 0).then(|| match connected {
+        0 => "none of the servers to go over is connected".to_owned(),
+        connected => format!("{connected} of {named} servers to go over are connected"),
+    });
+    let works = served.is_some() || connected > 0;
+    let detail = match (served, used) {
+        (None, None) => "switched off".to_owned(),
+        (served, used) => {
+            let parts: Vec<_> = served.into_iter().chain(used).collect();
+            parts.join("; ")
+        }
+    };
+    layer("relay", serves.is_some() || named > 0, (works, detail))
+}
+
 fn catalog_layer(trouble: Option<&str>) -> Layer {
     let detail = trouble.unwrap_or("books can be published").to_owned();
     layer("catalog", true, (trouble.is_none(), detail))
@@ -211,6 +243,18 @@ mod tests {
         assert!(layers.iter().all(|layer| !layer.is_enabled && !layer.works));
         assert!(layers.iter().all(|layer| layer.detail.contains("off")));
         assert_eq!(nat(None), "unknown");
+    }
+
+    #[test]
+    fn a_relay_that_is_named_works_while_it_is_connected() {
+        assert!(!relay_state(None, 0, 0).is_enabled);
+        let missing = relay_state(None, 1, 0);
+        assert!(missing.is_enabled && !missing.works && missing.detail.contains("none"));
+        assert!(relay_state(None, 2, 1).works);
+        let both = relay_state(Some(RelayStats::default()), 1, 1);
+        assert!(
+            both.works && both.detail.contains("approved peers") && both.detail.contains("1 of 1")
+        );
     }
 
     #[test]

@@ -14,13 +14,12 @@ use tokio_util::task::TaskTracker;
 use super::arbitration::{self, Verdict, WITHDRAWAL};
 use super::dialer::{Wake, keep_connected};
 use super::directory::Peers;
-use super::on_link::is_on_link;
 use super::presence::Admission;
-use super::record::ConnectionPath;
 use super::registry::{ConnectionEvents, Insertion, PeerConnection, Registry};
+use super::relays;
 use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
-use crate::hyperdht::{Connection, Firewall, HyperDht, Server};
+use crate::hyperdht::{Connection, Firewall, HyperDht, Server, ServerOptions};
 use crate::identity::Identity;
 use crate::protomux::{MuxOptions, Protomux};
 use crate::sync::lock;
@@ -64,6 +63,8 @@ pub(super) struct Inner {
     undecided: Arc<Semaphore>,
     wakes: Mutex<HashMap<PublicKey, Arc<Wake>>>,
     attach: Attach,
+    /// Peers that connections may go over.
+    pub(super) relays: Mutex<Vec<PublicKey>>,
     next_number: AtomicU64,
     announced: watch::Sender<bool>,
     cancel: CancellationToken,
@@ -93,19 +94,23 @@ impl Connections {
             undecided: Arc::new(Semaphore::new(UNDECIDED)),
             wakes: Mutex::default(),
             attach,
+            relays: Mutex::default(),
             next_number: AtomicU64::new(1),
             announced: watch::Sender::new(false),
             cancel: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
+        dht.relay_over_peers(relays::relay_peers(Arc::downgrade(&inner)));
+        let options = ServerOptions {
+            relay_through: Some(relays::relay_to_listen(Arc::downgrade(&inner))),
+            ..ServerOptions::new(firewall(Arc::downgrade(&inner)))
+        };
         let server =
-            dht.listen(identity.key_pair(), firewall(Arc::downgrade(&inner))).map_err(|error| {
-                match error {
-                    crate::hyperdht::ListenError::AlreadyListening => {
-                        Error::new(ErrorCode::Locked, error.to_string())
-                    }
-                    _ => Error::closed(),
+            dht.listen_with(identity.key_pair(), options).map_err(|error| match error {
+                crate::hyperdht::ListenError::AlreadyListening => {
+                    Error::new(ErrorCode::Locked, error.to_string())
                 }
+                _ => Error::closed(),
             })?;
         let server = Arc::new(server);
         inner.spawn(note_announced(Arc::clone(&inner), Arc::clone(&server)));
@@ -118,6 +123,12 @@ impl Connections {
             }
         }));
         Ok(Self { inner })
+    }
+
+    /// From now on goes over these peers, while they are connected and relay, to others to which there is
+    /// no direct path.
+    pub fn relay_through(&self, relays: Vec<PublicKey>) {
+        *lock(&self.inner.relays) = relays;
     }
 
     /// The live connection to this peer.
@@ -354,7 +365,7 @@ impl Inner {
 
     /// Makes a connection its peer's live one.
     fn establish(self: &Arc<Self>, connection: Connection) {
-        let Connection { stream, udx, remote, initiator } = connection;
+        let Connection { stream, udx, remote, initiator, path } = connection;
         let key = stream.remote_public_key();
         if !self.peers.is_approved(&key) {
             return udx.destroy();
@@ -364,7 +375,7 @@ impl Inner {
             mux: Protomux::new(stream, MuxOptions { paused: true }),
             udx,
             remote,
-            path: path_to(remote),
+            path,
             initiator,
             since: now_ms(),
             meter: Arc::default(),
@@ -432,11 +443,6 @@ impl Inner {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(task);
     }
-}
-
-/// What lies between us and a peer at `remote`.
-fn path_to(remote: SocketAddr) -> ConnectionPath {
-    if is_on_link(remote.ip()) { ConnectionPath::Lan } else { ConnectionPath::Direct }
 }
 
 /// Waits until a connection is over, and ends one on which nothing arrives. Gives the reason.

@@ -23,7 +23,12 @@ const MAX_NEWS: usize = 4;
 type Outcome = Result<Connection, ConnectError>;
 
 /// Connects to `key` by whichever way is first. Cancel safe.
-pub(super) async fn dial(inner: &Arc<Inner>, key: &PublicKey, wake: &Wake) -> Outcome {
+pub(super) async fn dial(
+    inner: &Arc<Inner>,
+    key: &PublicKey,
+    wake: &Wake,
+    needs_relay: bool,
+) -> Outcome {
     let mut direct = Direct {
         inner: Arc::clone(inner),
         key: *key,
@@ -31,7 +36,7 @@ pub(super) async fn dial(inner: &Arc<Inner>, key: &PublicKey, wake: &Wake) -> Ou
         attempts: JoinSet::new(),
     };
     let is_known = direct.try_untried();
-    let network = over_network(inner, key, is_known);
+    let network = over_network(inner, key, is_known, needs_relay);
     tokio::pin!(network);
     let (mut direct_failure, mut network_failure) = (None, None);
     let mut news = 0;
@@ -129,11 +134,17 @@ async fn connect(inner: &Inner, key: &PublicKey, mut addresses: Vec<SocketAddr>)
         direct_only: true,
         timeout: DIRECT_TIMEOUT,
         key_pair: Some(inner.identity.key_pair().clone()),
+        ..ConnectOptions::default()
     };
     inner.dht.connect(key, options).await
 }
 
-async fn over_network(inner: &Inner, key: &PublicKey, is_known: bool) -> Outcome {
+async fn over_network(
+    inner: &Arc<Inner>,
+    key: &PublicKey,
+    is_known: bool,
+    needs_relay: bool,
+) -> Outcome {
     if inner.dht.is_direct_only() {
         return Err(ConnectError::PeerNotFound);
     }
@@ -144,6 +155,7 @@ async fn over_network(inner: &Inner, key: &PublicKey, is_known: bool) -> Outcome
     let options = ConnectOptions {
         addresses: inner.peers.relays(key),
         key_pair: Some(inner.identity.key_pair().clone()),
+        relay_through: Some(inner.relay_to_dial(needs_relay)),
         ..ConnectOptions::default()
     };
     inner.dht.connect(key, options).await

@@ -37,6 +37,7 @@ pub(super) struct Wake {
 pub(super) async fn keep_connected(inner: Arc<Inner>, key: PublicKey, wake: Arc<Wake>) {
     let mut backoff = Backoff::default();
     let dials_first = is_preferred(&inner.own(), &key, true);
+    let mut needs_relay = false;
     loop {
         if inner.registry.get(&key).is_some() {
             let since = Instant::now();
@@ -51,12 +52,13 @@ pub(super) async fn keep_connected(inner: Arc<Inner>, key: PublicKey, wake: Arc<
             continue;
         }
         let began = Instant::now();
-        match attempt(&inner, &key, &wake, dials_first).await {
+        match attempt(&inner, &key, &wake, dials_first, needs_relay).await {
             None if inner.registry.get(&key).is_some() => continue,
             // It came and went at once.
             None => {}
             Some(ConnectError::Closed) => return,
             Some(failure) => {
+                needs_relay = matches!(failure, ConnectError::Unreachable | ConnectError::Timeout);
                 tracing::debug!(peer = key.short(), error = %failure, "a peer was not reached");
                 let (code, message) = explain(&failure, inner.dht.is_direct_only());
                 inner.peers.set_problem(&key, code, message.to_owned());
@@ -89,11 +91,12 @@ async fn attempt(
     key: &PublicKey,
     wake: &Wake,
     dials_first: bool,
+    needs_relay: bool,
 ) -> Option<ConnectError> {
     if !inner.registry.has_room_for(key) {
         return Some(ConnectError::Busy);
     }
-    let connecting = dial(inner, key, wake);
+    let connecting = dial(inner, key, wake, needs_relay);
     let outcome = if dials_first {
         // Ours would win over one that comes in meanwhile: broken off now, it might take that along.
         connecting.await

@@ -18,6 +18,7 @@ mod on_link;
 mod presence;
 mod record;
 mod registry;
+mod relays;
 mod table;
 
 pub use addresses::{AddressSource, PeerAddress};

@@ -11,8 +11,10 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
+use super::on_link::is_on_link;
 use super::record::{ConnectionInfo, ConnectionPath};
 use crate::crypto::PublicKey;
+use crate::hyperdht::{Path, PathKind};
 use crate::protomux::Protomux;
 use crate::sync::lock;
 use crate::udx::StreamHandle;
@@ -34,8 +36,8 @@ pub struct PeerConnection {
     pub udx: StreamHandle,
     /// Where the peer is.
     pub remote: SocketAddr,
-    /// What lies between.
-    pub path: ConnectionPath,
+    /// How packets get to the peer.
+    pub path: Path,
     /// Whether this side dialed.
     pub initiator: bool,
     /// Since when, in Unix milliseconds.
@@ -58,14 +60,30 @@ impl PeerConnection {
     pub fn info(&self) -> ConnectionInfo {
         let stats = self.udx.stats();
         ConnectionInfo {
-            path: self.path,
-            address: self.udx.remote_addr().unwrap_or(self.remote).to_string(),
+            path: self.path(),
+            // A connection over a relay goes elsewhere when a direct path is found.
+            address: self.remote_now().to_string(),
             initiator: self.initiator,
             since: self.since,
             round_trip_ms: (self.udx.rtt().as_secs_f64() * 10_000.0).round() / 10.0,
             bytes_per_second: lock(&self.meter).bytes_per_second,
             bytes_sent: stats.bytes_sent,
             bytes_received: stats.bytes_received,
+        }
+    }
+
+    fn remote_now(&self) -> SocketAddr {
+        self.udx.remote_addr().unwrap_or(self.remote)
+    }
+
+    /// What packets go through now.
+    fn path(&self) -> ConnectionPath {
+        match self.path.kind() {
+            PathKind::Relayed => ConnectionPath::Relayed,
+            _ if is_on_link(self.remote_now().ip()) => ConnectionPath::Lan,
+            PathKind::Lan => ConnectionPath::Lan,
+            PathKind::Punched => ConnectionPath::Punched,
+            PathKind::Direct => ConnectionPath::Direct,
         }
     }
 

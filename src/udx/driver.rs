@@ -25,8 +25,10 @@ pub(super) struct Shared {
     state: Mutex<State>,
     /// Wakes the stream's task.
     wake: Notify,
-    /// Wakes who waits for the first packet.
+    /// Wakes who waits for the first packet, or for a packet over another socket.
     first_packet: Notify,
+    /// Wakes who waits for a move to be over.
+    moved: Notify,
     pub(super) closed: watch::Sender<Option<CloseReason>>,
 }
 
@@ -36,7 +38,10 @@ pub(super) struct State {
     socket: Option<UdxSocket>,
     /// The socket before a move: libudx sends packets again to where they were sent first.
     previous_socket: Option<UdxSocket>,
+    /// The first packet's way, of a stream that is not connected; later that of one over another socket.
     first: Option<(UdxSocket, SocketAddr)>,
+    /// Somebody waits for packets over another socket.
+    is_watched: bool,
     pub(super) reader: Option<Waker>,
     pub(super) writer: Option<Waker>,
     pub(super) finisher: Option<Waker>,
@@ -67,6 +72,7 @@ impl Shared {
                 socket: None,
                 previous_socket: None,
                 first: None,
+                is_watched: false,
                 reader: None,
                 writer: None,
                 finisher: None,
@@ -77,6 +83,7 @@ impl Shared {
             }),
             wake: Notify::new(),
             first_packet: Notify::new(),
+            moved: Notify::new(),
             closed: watch::Sender::new(None),
         })
     }
@@ -144,7 +151,15 @@ impl Shared {
         for packet in packets {
             state.machine.handle_packet(now, from, packet);
         }
-        let waits = !state.machine.is_connected() && state.machine.closed().is_none();
+        let is_open = state.machine.closed().is_none();
+        let waits = if state.machine.is_connected() {
+            let uses =
+                |known: &Option<UdxSocket>| known.as_ref().is_some_and(|s| s.is_same(socket));
+            let is_known = uses(&state.socket) || uses(&state.previous_socket);
+            is_open && state.is_watched && !is_known
+        } else {
+            is_open
+        };
         if waits && state.first.is_none() {
             state.first = Some((socket.clone(), from));
             drop(state);
@@ -168,6 +183,49 @@ impl Shared {
             }
             notified.await;
         }
+    }
+
+    /// Waits for a packet of a connected stream over a socket that it is not connected over.
+    pub(super) async fn other_path(self: Arc<Self>) -> Option<(UdxSocket, SocketAddr)> {
+        let _watch = Watch::new(&self);
+        loop {
+            let notified = self.first_packet.notified();
+            {
+                let mut state = lock(&self.state);
+                if state.machine.closed().is_some() {
+                    return None;
+                }
+                if state.machine.is_connected() && state.first.is_some() {
+                    return state.first.take();
+                }
+            }
+            notified.await;
+        }
+    }
+
+    /// Waits until packets go the way that the program gave last; false when the stream closed before.
+    pub(super) async fn moved(&self) -> bool {
+        loop {
+            let notified = self.moved.notified();
+            {
+                let state = lock(&self.state);
+                if state.machine.closed().is_some() {
+                    return false;
+                }
+                if state.machine.is_connected() && !state.machine.is_on_previous() {
+                    return true;
+                }
+            }
+            notified.await;
+        }
+    }
+
+    /// The socket and the address that packets go to.
+    pub(super) fn path(&self) -> Option<(UdxSocket, SocketAddr)> {
+        let state = lock(&self.state);
+        let previous = state.previous_socket.as_ref().filter(|_| state.machine.is_on_previous());
+        let socket = previous.or(state.socket.as_ref())?;
+        Some((socket.clone(), state.machine.remote_addr()?))
     }
 
     /// Sends what is due and wakes whom it concerns.
@@ -238,6 +296,9 @@ impl Shared {
             self.closed.send_replace(closed);
         }
         let over = closed.is_some();
+        if over || !machine.is_on_previous() {
+            self.moved.notify_waiters();
+        }
         let readable = over || machine.available() > 0 || machine.has_ended();
         let (writable, flushed) = (over || machine.has_room(), over || machine.is_flushed());
         let (deadline, is_gone) = (machine.deadline(), machine.is_gone());
@@ -287,6 +348,29 @@ impl Shared {
                 () = socket.writable(), if is_blocked => {}
             }
         }
+    }
+}
+
+/// Has packets over other sockets noticed as long as it lives.
+struct Watch<'a> {
+    shared: &'a Shared,
+}
+
+impl<'a> Watch<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        lock(&shared.state).is_watched = true;
+        Self { shared }
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        let mut state = lock(&self.shared.state);
+        state.is_watched = false;
+        let first = if state.machine.is_connected() { state.first.take() } else { None };
+        drop(state);
+        // A socket that is let go closes: not under the lock.
+        drop(first);
     }
 }
 

@@ -19,12 +19,14 @@ mod pacer;
 mod ranges;
 mod rate;
 mod recovery;
+mod relay;
 mod rtt;
 mod socket;
 mod stream;
 mod table;
 
 pub use budget::WindowBudget;
+pub use relay::{RelayLimit, RelayedStreams};
 pub use socket::{Datagram, DatagramReceiver, UdxSocket};
 pub use stream::{CloseReason, StreamHandle, StreamOptions, StreamStats, UdxStream};
 pub use table::Udx;

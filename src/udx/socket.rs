@@ -343,7 +343,10 @@ fn deliver(
         let packet = batch.get(..stride).unwrap_or(batch);
         let id = header::stream_id(packet);
         let Some(stream) = id.and_then(|id| inner.udx.find(id)) else {
-            if packet.len() <= MAX_DATAGRAM {
+            if let Some((link, side)) = id.and_then(|id| inner.udx.find_relayed(id)) {
+                let Some(handle) = handle.upgrade() else { return };
+                link.forward(side, &UdxSocket { handle }, from, packet);
+            } else if packet.len() <= MAX_DATAGRAM {
                 // Full: dropped, as the kernel drops what nobody reads.
                 let payload = Bytes::copy_from_slice(packet);
                 let _ = datagrams.try_send(Datagram { payload, from });

@@ -188,6 +188,27 @@ impl StreamHandle {
         self.shared.change_remote(socket, remote_id, remote)
     }
 
+    /// Waits for a packet with this stream's id over a socket that the stream is not connected over: the
+    /// other side may have found another way. The packet itself is not processed. `None` once the stream is
+    /// closed. For one caller at a time; cancel safe.
+    pub fn other_path(
+        &self,
+    ) -> impl Future<Output = Option<(UdxSocket, SocketAddr)>> + Send + 'static {
+        Arc::clone(&self.shared).other_path()
+    }
+
+    /// Waits until packets go the way that [`StreamHandle::change_remote`] gave last; false when the stream
+    /// is closed before. A way that never answers is waited for until then. Cancel safe.
+    pub async fn moved(&self) -> bool {
+        self.shared.moved().await
+    }
+
+    /// The socket and the address that packets go to now, once connected.
+    #[must_use]
+    pub fn path(&self) -> Option<(UdxSocket, SocketAddr)> {
+        self.shared.path()
+    }
+
     /// Ends the stream at once, with a DESTROY to the other side.
     pub fn destroy(&self) {
         self.shared.destroy();

@@ -7,9 +7,11 @@ use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use super::budget::WindowBudget;
 use super::driver::Shared;
+use super::relay::{Link, RelayLimit, RelayedStreams};
 use super::socket::UdxSocket;
 use super::stream::{StreamOptions, UdxStream};
 
+type Relayed = HashMap<u32, (Weak<Link>, usize)>;
 type Streams = HashMap<u32, Weak<Shared>>;
 
 /// A set of streams and the sockets that carry them. Clones share the set.
@@ -17,6 +19,8 @@ type Streams = HashMap<u32, Weak<Shared>>;
 pub struct Udx {
     streams: Arc<RwLock<Streams>>,
     budget: WindowBudget,
+    /// Streams of others: which side of which link.
+    relayed: Arc<RwLock<Relayed>>,
 }
 
 impl Udx {
@@ -49,6 +53,34 @@ impl Udx {
         let shared = Shared::new(self.clone(), id, &options);
         streams.insert(id, Arc::downgrade(&shared));
         UdxStream::new(shared)
+    }
+
+    /// Passes packets on between two streams of others, which have these ids, as long as `limit`
+    /// lets them.
+    #[must_use]
+    pub fn relay(&self, remote_ids: [u32; 2], limit: RelayLimit) -> RelayedStreams {
+        RelayedStreams::new(self, remote_ids, limit)
+    }
+
+    pub(super) fn insert_relayed(&self, link: &Arc<Link>, index: usize) -> u32 {
+        let streams = self.streams.read().unwrap_or_else(PoisonError::into_inner);
+        let mut relayed = self.relayed.write().unwrap_or_else(PoisonError::into_inner);
+        let mut id = random_id();
+        while streams.contains_key(&id) || relayed.contains_key(&id) {
+            id = random_id();
+        }
+        relayed.insert(id, (Arc::downgrade(link), index));
+        id
+    }
+
+    pub(super) fn remove_relayed(&self, id: u32) {
+        self.relayed.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    pub(super) fn find_relayed(&self, id: u32) -> Option<(Arc<Link>, usize)> {
+        let relayed = self.relayed.read().unwrap_or_else(PoisonError::into_inner);
+        let (link, index) = relayed.get(&id)?;
+        Some((link.upgrade()?, *index))
     }
 
     pub(super) fn find(&self, id: u32) -> Option<Arc<Shared>> {

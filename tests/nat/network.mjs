@@ -7,7 +7,15 @@ import { spawnSync } from 'node:child_process'
 export const kinds = {
   open: 'no NAT: the host has a public address',
   cone: 'a NAT that keeps the port, whatever the destination (masquerade)',
-  random: 'a NAT that takes another port for each destination (masquerade fully-random)'
+  random: 'a NAT that takes another port for each destination (masquerade fully-random)',
+  carrier: 'two cone NATs, one behind the other: that of the home and that of the provider'
+}
+
+/** What two hosts may have in common. */
+export const shared = {
+  lan: 'one home: the hosts see each other, and their cone NAT sends nothing back inside',
+  hairpin: 'one provider: two homes behind a NAT that sends back what one sends to the address of the other',
+  provider: 'one provider: two homes behind a NAT that does not'
 }
 
 /** Where the public network's own nodes are. */
@@ -21,7 +29,21 @@ export function missing() {
   const has = (command, ...args) => spawnSync(command, args).status === 0
   if (!has('ip', '-V')) lacks.push('iproute2 (the program ip)')
   if (!has('nft', '--version')) lacks.push('nftables (the program nft)')
-  return lacks
+  return lacks.length > 0 ? lacks : refused()
+}
+
+/** What the system does not let us do, although the programs are there. */
+function refused() {
+  let network
+  try {
+    network = new Network()
+    network.host('random')
+    return []
+  } catch (error) {
+    return [`the right to make networks, or a kernel that can (${error.message.trim()})`]
+  } finally {
+    network?.close()
+  }
 }
 
 /** The network. `close()` takes it down; programs in it have to end before. */
@@ -32,6 +54,15 @@ export class Network {
 
   constructor() {
     this.core = this.#namespace('net')
+    try {
+      this.#build()
+    } catch (error) {
+      this.close()
+      throw error
+    }
+  }
+
+  #build() {
     shell(`
       # With a given address: its own would change with its ports, and all hosts would lose it.
       ip -n ${this.core} link add br0 address 02:00:00:00:00:01 type bridge
@@ -46,22 +77,80 @@ export class Network {
    */
   host(kind, { mappingSeconds = 30 } = {}) {
     const number = ++this.#count
-    const address = publicAddress(number)
     const host = this.#namespace(`h${number}`)
     if (kind === 'open') {
-      this.#plug(host, 'eth0', number, address)
+      this.#plug(host, 'eth0', number)
       return host
     }
-    const router = this.#namespace(`r${number}`)
-    this.#plug(router, 'wan', number, address)
-    const random = kind === 'random' ? ' fully-random' : ''
+    const home = this.#router(number, 'r', { isRandom: kind === 'random', mappingSeconds })
+    if (kind === 'carrier') {
+      const carrier = this.#router(number, 'c', { mappingSeconds })
+      this.#plug(carrier, 'wan', number)
+      this.#connect(carrier, 'lan', home, 'wan', `100.64.${number & 255}`)
+    } else {
+      this.#plug(home, 'wan', number)
+    }
+    this.#connect(home, 'lan', host, 'eth0', `192.168.${number & 255}`)
+    return host
+  }
+
+  /** Adds two hosts that share something. */
+  pair(kind) {
+    const [first, second] = [++this.#count, ++this.#count]
+    const hosts = [first, second].map((number) => this.#namespace(`h${number}`))
+    if (kind === 'lan') {
+      const router = this.#router(first, 'r')
+      this.#plug(router, 'wan', first)
+      const subnet = `192.168.${first & 255}`
+      shell(`
+        ip -n ${router} link add lan type bridge
+        ip -n ${router} addr add ${subnet}.1/24 dev lan
+        ip -n ${router} link set lan up
+      `)
+      hosts.forEach((host, index) => shell(`
+        ip -n ${router} link add lan${index} type veth peer name eth0 netns ${host}
+        ip -n ${router} link set lan${index} master lan up
+        ip -n ${host} addr add ${subnet}.${2 + index}/24 dev eth0
+        ip -n ${host} link set eth0 up
+        ip -n ${host} route add default via ${subnet}.1
+      `))
+      return hosts
+    }
+    const carrier = this.#router(first, 'c')
+    this.#plug(carrier, 'wan', first)
+    const homes = [first, second].map((number, index) => {
+      const home = this.#router(number, 'r')
+      this.#connect(carrier, `lan${index}`, home, 'wan', `100.64.${number & 255}`)
+      this.#connect(home, 'lan', hosts[index], 'eth0', `192.168.${number & 255}`)
+      return `100.64.${number & 255}.2`
+    })
+    if (kind === 'hairpin') {
+      // A cone NAT keeps ports, so that it is the other home's whatever is not the own one's.
+      const address = publicAddress(first)
+      shell(`
+        ip netns exec ${carrier} nft -f - <<RULES
+          table ip hairpin {
+            chain back {
+              type nat hook prerouting priority dstnat
+              iifname "lan0" ip daddr ${address} udp dport != 0 dnat to ${homes[1]}
+              iifname "lan1" ip daddr ${address} udp dport != 0 dnat to ${homes[0]}
+            }
+            chain source {
+              type nat hook postrouting priority srcnat
+              oifname "lan*" ip protocol udp snat to ${address}
+            }
+          }
+RULES
+      `)
+    }
+    return hosts
+  }
+
+  /** A router that does not forward from its interface "wan" what nobody inside asked for. */
+  #router(number, letter, { isRandom = false, mappingSeconds = 30 } = {}) {
+    const router = this.#namespace(`${letter}${number}`)
+    const random = isRandom ? ' fully-random' : ''
     shell(`
-      ip -n ${router} link add lan type veth peer name eth0 netns ${host}
-      ip -n ${router} addr add 192.168.${number & 255}.1/24 dev lan
-      ip -n ${router} link set lan up
-      ip -n ${host} addr add 192.168.${number & 255}.2/24 dev eth0
-      ip -n ${host} link set eth0 up
-      ip -n ${host} route add default via 192.168.${number & 255}.1
       ip netns exec ${router} sysctl -qw net.ipv4.ip_forward=1
       ip netns exec ${router} nft -f - <<RULES
         table ip lab {
@@ -84,7 +173,19 @@ RULES
       ip netns exec ${router} sysctl -qw net.netfilter.nf_conntrack_udp_timeout=${mappingSeconds}
       ip netns exec ${router} sysctl -qw net.netfilter.nf_conntrack_udp_timeout_stream=${mappingSeconds}
     `)
-    return host
+    return router
+  }
+
+  /** Connects an interface of a router to one of what is behind it. */
+  #connect(router, inside, behind, device, subnet) {
+    shell(`
+      ip -n ${router} link add ${inside} type veth peer name ${device} netns ${behind}
+      ip -n ${router} addr add ${subnet}.1/24 dev ${inside}
+      ip -n ${router} link set ${inside} up
+      ip -n ${behind} addr add ${subnet}.2/24 dev ${device}
+      ip -n ${behind} link set ${device} up
+      ip -n ${behind} route add default via ${subnet}.1
+    `)
   }
 
   /** Gives the NAT in front of a host another public address, as providers do at night. */
@@ -100,7 +201,7 @@ RULES
   /** Takes hosts and their routers away. */
   remove(...hosts) {
     for (const host of hosts) {
-      for (const name of [host, host.replace('-h', '-r')]) {
+      for (const name of ['-h', '-r', '-c'].map((letter) => host.replace('-h', letter))) {
         const index = this.#namespaces.indexOf(name)
         if (index === -1) continue
         this.#namespaces.splice(index, 1)
@@ -122,7 +223,8 @@ RULES
   }
 
   /** Connects an interface of a namespace to the public network. */
-  #plug(namespace, device, number, address) {
+  #plug(namespace, device, number) {
+    const address = publicAddress(number)
     shell(`
       ip -n ${namespace} link add ${device} type veth peer name p${number} netns ${this.core}
       ip -n ${this.core} link set p${number} master br0 up

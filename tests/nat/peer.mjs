@@ -1,19 +1,26 @@
 // JavaScript's side of the NAT laboratory: a program that talks the JSON lines of `interop dht`.
 //
 //   node peer.mjs testnet <size> <host>   a public network
-//   node peer.mjs node <bootstrap>        {"do": "listen"}, {"do": "connect", "key"}
+//   node peer.mjs node <bootstrap>        {"do": "listen", "through"}, {"do": "connect", "key", "through"},
+//                                         {"do": "relay"}
 
+import { createRequire } from 'node:module'
 import { createInterface } from 'node:readline'
 import HyperDHT from 'hyperdht'
 import createTestnet from 'hyperdht/testnet.js'
+
+// The version that hyperdht speaks.
+const relaying = createRequire(createRequire(import.meta.url).resolve('hyperdht'))('blind-relay')
 
 const print = (message) => console.log(JSON.stringify(message))
 const [command, ...args] = process.argv.slice(2)
 const dht = command === 'testnet' ? await testnet() : await node()
 for await (const line of createInterface({ input: process.stdin })) {
-  const { do: action, key } = JSON.parse(line)
-  if (action === 'listen') await listen()
-  else if (action === 'connect') await connect(Buffer.from(key, 'hex'))
+  const { do: action, key, through } = JSON.parse(line)
+  const relayThrough = through ? Buffer.from(through, 'hex') : null
+  if (action === 'listen') await listen(relayThrough)
+  else if (action === 'connect') await connect(Buffer.from(key, 'hex'), relayThrough)
+  else if (action === 'relay') await relay()
 }
 await dht.destroy()
 process.exit()
@@ -33,8 +40,8 @@ async function node() {
   return dht
 }
 
-async function listen() {
-  const server = dht.createServer((socket) => {
+async function listen(relayThrough) {
+  const server = dht.createServer({ relayThrough }, (socket) => {
     socket.on('error', () => {})
     socket.on('data', (message) => socket.write(message))
     socket.on('end', () => socket.end())
@@ -43,9 +50,19 @@ async function listen() {
   print({ event: 'listening', key: server.publicKey.toString('hex') })
 }
 
-async function connect(key) {
+async function relay() {
+  const relay = new relaying.Server({ createStream: (options) => dht.createRawStream({ ...options, framed: true }) })
+  const server = dht.createServer((socket) => {
+    socket.on('error', () => {})
+    relay.accept(socket, { id: socket.remotePublicKey }).on('error', () => {})
+  })
+  await server.listen()
+  print({ event: 'listening', key: server.publicKey.toString('hex') })
+}
+
+async function connect(key, relayThrough) {
   const start = performance.now()
-  const socket = dht.connect(key)
+  const socket = dht.connect(key, { relayThrough })
   try {
     await new Promise((resolve, reject) => {
       socket.on('error', reject)
