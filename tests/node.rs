@@ -213,9 +213,9 @@ async fn a_node_without_the_dht_listens_and_says_which_layers_work() {
     .unwrap();
     let status = node.status().unwrap();
     let names: Vec<_> = status.layers.iter().map(|layer| layer.name.as_str()).collect();
-    assert_eq!(names, ["dht", "lan", "topic", "catalog"]);
+    assert_eq!(names, ["dht", "lan", "topic", "relay", "catalog"]);
     let enabled: Vec<_> = status.layers.iter().map(|layer| layer.is_enabled).collect();
-    assert_eq!(enabled, [false, false, false, true]);
+    assert_eq!(enabled, [false, false, false, false, true]);
     assert_eq!(status.addresses.len(), 1);
     node.close().await;
     assert_eq!(node.resume().await.unwrap_err().code, ErrorCode::Closed);
