@@ -70,6 +70,7 @@ test('a person approves or denies, and the receiver is told why', async (t) => {
   await at.approve()
   await at.approve()
   assert.equal((await first.done()).state, 'completed')
+  await at.done()
   assert.equal((await failure(at.approve())).code, 'ERR_INVALID_STATE')
   assert.equal((await failure(first.approve())).code, 'ERR_INVALID_STATE')
 
