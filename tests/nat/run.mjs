@@ -36,7 +36,9 @@ const cells = {
   'cone/random': { oursMedian: 5000 },
   // Over a relay: ours, or npm's.
   'random/random': { relay: 'ours', most: 10_000 },
-  'random/random/js-relay': { relay: 'js', most: 10_000 },
+  // npm's relay punches to both sides like to anybody, and drops one while it throttles the second punch:
+  // a few in a hundred fail on a busy machine, whoever the sides are.
+  'random/random/js-relay': { relay: 'js', most: 10_000, isFlaky: true },
   'carrier/cone': { median: 100 },
   'cone/carrier': { median: 100 },
   'carrier/carrier': { median: 100 },
@@ -68,7 +70,8 @@ try {
   const { nodes: [bootstrap] } = await testnet.next('testnet', patience)
   for (const cell of options.cells) {
     for (const pair of options.pairs) {
-      if (options.quick && cells[cell].idle > 10 && pair !== 'ours-ours') continue
+      const { idle = 0, isFlaky = false } = cells[cell]
+      if (options.quick && (isFlaky || (idle > 10 && pair !== 'ours-ours'))) continue
       let reached = await measure(cell, pair, bootstrap)
       if (!reached && options.quick) reached = await measure(cell, pair, bootstrap)
       failed += !reached
