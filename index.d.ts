@@ -86,6 +86,8 @@ export interface OpenOptions extends WaitOptions {
   port?: number
   /** How peers are found. */
   discovery?: DiscoveryOptions
+  /** Ways around NATs that let nobody through: none unless asked for. */
+  relay?: RelayOptions
   /** Bounds on what each peer may use. */
   limits?: Partial<Limits>
   /** What happens when a peer asks for a book, unless it has a policy of its own; `manual-approve` when left out. */
@@ -102,6 +104,19 @@ export interface DiscoveryOptions {
   dht?: boolean
   /** By a topic that all servers may join; found keys are shown, never added. Off unless `true`. */
   topic?: boolean
+}
+
+/** Ways around NATs that let nobody through: approved peers that pass encrypted packets on. */
+export interface RelayOptions {
+  /** Pass packets on between approved peers that ask for it. Off unless `true`. */
+  serve?: boolean
+  /** How many bytes a second to pass on, for all of them together; 2 MiB when left out. */
+  bytesPerSecond?: number
+  /**
+   * Keys of approved peers to go over, as long as they are connected and serve, when there is no direct path
+   * to another. The connection moves to a direct path when one is found later.
+   */
+  through?: string[]
 }
 
 /** Bounds on what each peer may use. */
@@ -204,6 +219,8 @@ export interface PeerConnection {
   initiator: boolean
   /** Since when. */
   since: number
+  /** How packets get there; it may become another. */
+  path: 'direct' | 'punched' | 'relayed' | 'lan'
   /** The measured round trip in milliseconds. */
   rttMs: number
 }
