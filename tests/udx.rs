@@ -354,6 +354,46 @@ async fn a_stream_moves_to_other_sockets_while_it_carries_bytes() {
     assert_eq!(left_handle.remote_addr(), Some(new_b.local_addr()));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_leaves_a_relay_when_the_other_side_sends_another_way() {
+    let (a, b, middle) = (End::local(), End::local(), End::local());
+    let (left, right) = (a.stream(), b.stream());
+    let (left_id, right_id) = (left.local_id(), right.local_id());
+    let relayed = middle.udx.relay([left_id, right_id], Arc::new(|_| true));
+    let [for_left, for_right] = relayed.ids();
+    left.connect(&a.socket, for_left, middle.socket.local_addr());
+    right.connect(&b.socket, for_right, middle.socket.local_addr());
+    let localhost = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let (new_a, new_b) = (a.udx.bind(localhost).unwrap(), b.udx.bind(localhost).unwrap());
+    let (left_handle, right_handle) = (left.handle(), right.handle());
+    let carried = tokio::spawn(exchange(left, right, 20_000_000));
+    while left_handle.stats().bytes_received < 1_000_000 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // One side is told of the path; the other hears of it from what comes there.
+    let other_path = right_handle.other_path();
+    assert!(left_handle.change_remote(&new_a, right_id, new_b.local_addr()));
+    let (socket, from) = timeout(PATIENCE, other_path).await.unwrap().unwrap();
+    assert!(socket.is_same(&new_b));
+    assert_eq!(from, new_a.local_addr());
+    assert!(right_handle.change_remote(&socket, left_id, from));
+    assert!(timeout(PATIENCE, left_handle.moved()).await.unwrap());
+    assert!(timeout(PATIENCE, right_handle.moved()).await.unwrap());
+    assert_eq!(right_handle.path().unwrap().1, new_a.local_addr());
+    carried.await.unwrap();
+}
+
+#[tokio::test]
+async fn nobody_waits_for_another_path_of_a_stream_that_ended() {
+    let (a, b) = (End::local(), End::local());
+    let (left, right) = connect(&a, &b);
+    let handle = right.handle();
+    let waiting = tokio::spawn(handle.other_path());
+    drop(left);
+    assert!(timeout(PATIENCE, waiting).await.unwrap().unwrap().is_none());
+    assert!(!handle.moved().await);
+}
+
 #[tokio::test]
 async fn a_handle_destroys_a_stream_that_was_boxed() {
     let (a, b) = (End::local(), End::local());

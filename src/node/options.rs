@@ -168,6 +168,19 @@ mod tests {
     }
 
     #[test]
+    fn relays_are_read_as_keys_and_a_bad_one_is_named_in_the_error() {
+        let key = crate::crypto::KeyPair::generate().public_key();
+        let mut options = NodeOptions::new("/data");
+        assert!(!options.relay.serve);
+        options.relay.through = vec![key.to_z32()];
+        assert_eq!(options.relays().unwrap(), [key]);
+        options.relay.through.push("nonsense".into());
+        let error = options.relays().unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidArgument);
+        assert!(error.message.contains("nonsense"));
+    }
+
+    #[test]
     fn a_host_that_is_no_address_is_named_in_the_error() {
         let identity = Identity::from_key_pair(crate::crypto::KeyPair::generate());
         let options = NodeOptions { host: Some("example.org".into()), ..NodeOptions::new("/data") };

@@ -42,6 +42,8 @@ pub(super) struct State {
     first: Option<(UdxSocket, SocketAddr)>,
     /// Somebody waits for packets over another socket.
     is_watched: bool,
+    /// Somebody waits for a move to be over.
+    awaits_move: bool,
     pub(super) reader: Option<Waker>,
     pub(super) writer: Option<Waker>,
     pub(super) finisher: Option<Waker>,
@@ -73,6 +75,7 @@ impl Shared {
                 previous_socket: None,
                 first: None,
                 is_watched: false,
+                awaits_move: false,
                 reader: None,
                 writer: None,
                 finisher: None,
@@ -152,14 +155,11 @@ impl Shared {
             state.machine.handle_packet(now, from, packet);
         }
         let is_open = state.machine.closed().is_none();
-        let waits = if state.machine.is_connected() {
-            let uses =
-                |known: &Option<UdxSocket>| known.as_ref().is_some_and(|s| s.is_same(socket));
-            let is_known = uses(&state.socket) || uses(&state.previous_socket);
-            is_open && state.is_watched && !is_known
-        } else {
-            is_open
+        let is_used = || {
+            let known = [&state.socket, &state.previous_socket];
+            known.into_iter().flatten().any(|known| known.is_same(socket))
         };
+        let waits = is_open && (!state.machine.is_connected() || (state.is_watched && !is_used()));
         if waits && state.first.is_none() {
             state.first = Some((socket.clone(), from));
             drop(state);
@@ -208,7 +208,8 @@ impl Shared {
         loop {
             let notified = self.moved.notified();
             {
-                let state = lock(&self.state);
+                let mut state = lock(&self.state);
+                state.awaits_move = true;
                 if state.machine.closed().is_some() {
                     return false;
                 }
@@ -294,9 +295,11 @@ impl Shared {
         let closed = machine.closed();
         if closed.is_some() && self.closed.borrow().is_none() {
             self.closed.send_replace(closed);
+            self.first_packet.notify_waiters();
         }
         let over = closed.is_some();
-        if over || !machine.is_on_previous() {
+        if state.awaits_move && (over || !machine.is_on_previous()) {
+            state.awaits_move = false;
             self.moved.notify_waiters();
         }
         let readable = over || machine.available() > 0 || machine.has_ended();

@@ -198,6 +198,11 @@ RULES
     `)
   }
 
+  /** Cuts a host's NAT off the public network, or connects it again. */
+  cut(host, isCut) {
+    shell(`ip -n ${host.replace('-h', '-r')} link set wan ${isCut ? 'down' : 'up'}`)
+  }
+
   /** Takes hosts and their routers away. */
   remove(...hosts) {
     for (const host of hosts) {

@@ -4,8 +4,8 @@
 //   npm run test:nat -- cone/cone --tries 2       some cells: server/client
 //   npm run test:nat -- --pairs ours-ours         some pairings: server-client
 //   npm run test:nat -- --json                    a JSON line for each cell and pairing
-//   npm run test:nat -- --quick                   one try each, repeated once if it fails; not npm to npm, and
-//                                                 idle only ours to ours
+//   npm run test:nat -- --quick                   one try each, repeated once if it fails; not npm to npm,
+//                                                 idle only ours to ours, none known to fail
 //   npm run test:nat -- --if-possible             no failure on a machine that lacks something
 //
 // Each try has NATs and processes of its own. Time is taken from connecting to the first echo. It fails when
@@ -15,6 +15,7 @@ import { join } from 'node:path'
 import { Program, interopProgram, root } from '../../__test__/interop/support.mjs'
 import { lan } from './lan.mjs'
 import { Network, kinds, missing, publicHost, shared } from './network.mjs'
+import { play, stories } from './stories.mjs'
 
 /** Nodes of the public network. */
 const nodes = 16
@@ -37,7 +38,9 @@ const cells = {
   'cone/random': { oursMedian: 5000 },
   // Over a relay: ours, or npm's.
   'random/random': { relay: 'ours', most: 10_000 },
-  'random/random/js-relay': { relay: 'js', most: 10_000 },
+  // On a busy machine some fail, with our sides: the connection to npm's relay comes late, or ends. It is not
+  // known why; npm throttles punches to random NATs for 20 s.
+  'random/random/js-relay': { relay: 'js', most: 10_000, isFlaky: true },
   'carrier/cone': { median: 100 },
   'cone/carrier': { median: 100 },
   'carrier/carrier': { median: 100 },
@@ -53,6 +56,8 @@ const cells = {
   // Two whole servers in a house without internet: see lan.mjs.
   lan: { house: true }
 }
+// Whole nodes, which there are only of ours: stories.mjs.
+for (const [name, { isMissed }] of Object.entries(stories)) cells[name] = { isStory: true, isMissed }
 
 const options = parse(process.argv.slice(2))
 const lacks = missing()
@@ -75,7 +80,9 @@ try {
       continue
     }
     for (const pair of options.pairs) {
-      if (options.quick && cells[cell].idle > 10 && pair !== 'ours-ours') continue
+      if (cells[cell].isStory && pair !== 'ours-ours') continue
+      const { idle = 0, isFlaky, isMissed } = cells[cell]
+      if (options.quick && (isFlaky || isMissed || (idle > 10 && pair !== 'ours-ours'))) continue
       let reached = await measure(cell, pair, bootstrap)
       if (!reached && options.quick) reached = await measure(cell, pair, bootstrap)
       failed += !reached
@@ -103,6 +110,7 @@ async function measure(cell, pair, bootstrap) {
   if (bar.idle) line.idleSeconds = bar.idle
   if (bar.moves) line.moved = true
   if (bar.relay) line.relay = bar.relay
+  if (bar.isStory) line.story = cell.split('/')[2]
   const isOurs = bar.oursOnly ? pair.startsWith('ours') : pair !== 'js-js'
   const limit = bar.median ?? (pair === 'ours-ours' ? bar.oursMedian : undefined)
   const isInTime = (limit === undefined || medianMs < limit) && times.every((ms) => ms < (bar.most ?? Infinity))
@@ -130,6 +138,10 @@ async function house() {
 
 /** One connection between fresh processes behind fresh NATs. */
 async function attempt(cell, pair, bootstrap) {
+  if (cells[cell].isStory) {
+    const playing = play(cell, { network, bootstrap, start, stop, patience })
+    return playing.catch((error) => ({ error: error.message }))
+  }
   const { idle = 0, mappingSeconds, moves, relay } = cells[cell]
   const [serverKind, clientKind] = cell.split('/')
   const [serverSide, clientSide] = pair.split('-')
