@@ -14,6 +14,8 @@ mod cache;
 mod connect;
 mod connection;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod messages;
 mod node;
 mod noise;

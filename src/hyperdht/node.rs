@@ -302,7 +302,7 @@ impl HyperDht {
         inner.rpc.close().await;
     }
 
-    fn inner(&self) -> &Arc<Inner> {
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.handle.inner
     }
 
