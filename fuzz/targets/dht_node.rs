@@ -20,6 +20,9 @@ const TOKEN: u8 = 2;
 const TARGET: u8 = 8;
 const VALUE: u8 = 16;
 
+const ANNOUNCE: u8 = 4;
+const UNANNOUNCE: u8 = 5;
+
 /// Tasks of an idle node and its server, and those that packets may cause besides: delayed pings, checks of
 /// nodes, punches.
 const MAX_TASKS: usize = 1024;
@@ -90,9 +93,9 @@ impl World {
                 self.settle().await;
                 return Some(());
             }
+            _ if step & 8 == 0 => self.announcement(step >> 4, program)?,
             _ => {
-                let (tid, socket) = self.foe.asked?;
-                let _ = socket;
+                let (tid, _) = self.foe.asked?;
                 let mut writer = Writer::new();
                 writer.u8(0x13).u8(byte(program)?).u16(tid).raw(&bytes(program, 128));
                 writer.into_vec()
@@ -138,6 +141,32 @@ impl World {
             let length = usize::from(byte(program)?);
             writer.buffer(&bytes(program, length));
         }
+        Some(writer.into_vec())
+    }
+
+    /// An announcement of the foe's own key or the taking back of one, signed as it must be.
+    fn announcement(&self, flags: u8, program: &mut &[u8]) -> Option<Vec<u8>> {
+        let how = byte(program)?;
+        let command = if flags & 1 == 0 { ANNOUNCE } else { UNANNOUNCE };
+        let keys = KeyPair::from_seed(&[3; 32]);
+        let own = crypto::hash(&[keys.public_key().as_bytes()]);
+        let target = if flags & 2 == 0 { own } else { [7; 32] };
+        let mut peer = Writer::new();
+        peer.raw(keys.public_key().as_bytes()).uint(u64::from(how & 7));
+        for port in 0..how & 7 {
+            peer.ipv4_address(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port.into()));
+        }
+        let refresh = crypto::hash(&[&[5; 32]]);
+        let refresh: &[u8] = if flags & 4 == 0 { &[] } else { &refresh };
+        let address = v4_of(self.node.local_addr());
+        let id = crypto::hash(&[Writer::new().ipv4_address(address).as_slice()]);
+        let hash = crypto::hash(&[&target, &id, &self.foe.token, peer.as_slice(), refresh]);
+        let signed = [crypto::namespace("hyperswarm/dht", command), hash].concat();
+        let mut value = Writer::new();
+        value.u8(1 | flags >> 1 & 2 | 4).raw(peer.as_slice()).raw(refresh).raw(&keys.sign(&signed));
+        let mut writer = Writer::new();
+        writer.u8(3).u8(TOKEN | TARGET | VALUE).u16(u16::from(how)).ipv4_address(address);
+        writer.raw(&self.foe.token).u8(command).raw(&target).buffer(value.as_slice());
         Some(writer.into_vec())
     }
 
