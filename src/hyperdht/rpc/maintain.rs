@@ -192,7 +192,7 @@ impl Rpc {
                     self.sample(state, sample);
                 }
             }
-            Err(NotAdded::Known) => {}
+            Err(NotAdded::Known | NotAdded::BlockFull) => {}
             Err(NotAdded::RowFull) => {
                 drop(state);
                 self.on_full_row(node);

@@ -1,15 +1,25 @@
 //! The state of one query: whom to ask next, who answered, when to stop (`dht-rpc` `lib/query.js`).
 //!
 //! No sockets and no clock: [`super::query`] sends what [`Search::next`] names and reports back.
+//!
+//! A host can choose among its ports those whose ids are closest to a target. Unlike the reference, a
+//! query therefore ends with only a few nodes of one network block ([`NetworkBlock`]), and asks only so
+//! many of it: who owns one cannot surround a target, nor make a query go on and on.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddrV4;
 
 use super::message::{NodeId, node_id};
-use super::table::{K, distance};
+use super::table::{K, MAX_PER_BLOCK, NetworkBlock, distance};
 
 /// How many addresses one query remembers. An honest network offers far fewer.
 const MAX_SEEN: usize = 4096;
+
+/// How many nodes one query asks. In a network of a million nodes it takes about a hundred.
+const MAX_VISITS: usize = 512;
+
+/// How many of these in one network block.
+const MAX_VISITS_PER_BLOCK: usize = 4 * MAX_PER_BLOCK;
 
 /// How many nodes that named a dead node are told so.
 const MAX_REFERRERS: usize = 8;
@@ -52,6 +62,7 @@ pub(crate) enum Step {
 #[derive(Debug, Clone)]
 struct Ranked<T> {
     id: NodeId,
+    block: Option<NetworkBlock>,
     distance: NodeId,
     reply: T,
 }
@@ -66,6 +77,8 @@ pub(crate) struct Search<T> {
     pending: BTreeMap<NodeId, SocketAddrV4>,
     closest: Vec<Ranked<T>>,
     slow: HashSet<SocketAddrV4>,
+    visits: usize,
+    visits_by_block: HashMap<NetworkBlock, usize>,
     in_flight: usize,
     concurrency: usize,
     from_table: bool,
@@ -86,6 +99,8 @@ impl<T> Search<T> {
             pending: BTreeMap::new(),
             closest: Vec::new(),
             slow: HashSet::new(),
+            visits: 0,
+            visits_by_block: HashMap::new(),
             in_flight: 0,
             concurrency: CONCURRENCY,
             from_table,
@@ -156,8 +171,13 @@ impl<T> Search<T> {
         let limit = if self.slowdown { SLOW_CONCURRENCY } else { self.concurrency };
         while self.in_flight < limit + self.slow.len() {
             let Some((_, address)) = self.pending.pop_first() else { break };
-            if !self.is_closer(&node_id(address)) {
+            let id = node_id(address);
+            if !self.is_closer(&id) || !self.is_welcome(&id, address) {
                 continue;
+            }
+            self.visits += 1;
+            if let Some(block) = NetworkBlock::of(*address.ip()) {
+                *self.visits_by_block.entry(block).or_default() += 1;
             }
             self.in_flight += 1;
             return Step::Visit(address);
@@ -194,7 +214,7 @@ impl<T> Search<T> {
             self.successes += 1;
         }
         if let Some(id) = id.filter(|id| !is_error && self.is_closer(id)) {
-            self.rank(id, reply);
+            self.rank(id, from, reply);
         }
         let mut hints = Vec::new();
         for address in closer {
@@ -241,12 +261,35 @@ impl<T> Search<T> {
         }
     }
 
-    fn rank(&mut self, id: NodeId, reply: T) {
-        let distance = distance(&id, &self.target);
+    /// Whether a query has not asked enough already: of all nodes, and of those in the block of this one,
+    /// unless it is closer than these.
+    fn is_welcome(&self, id: &NodeId, address: SocketAddrV4) -> bool {
+        if self.visits >= MAX_VISITS {
+            return false;
+        }
+        let Some(block) = NetworkBlock::of(*address.ip()) else { return true };
+        if self.visits_by_block.get(&block).is_some_and(|visits| *visits >= MAX_VISITS_PER_BLOCK) {
+            return false;
+        }
+        let mut ranked = self.closest.iter().filter(|ranked| ranked.block == Some(block));
+        match ranked.nth(MAX_PER_BLOCK - 1) {
+            Some(last) => distance(id, &self.target) < last.distance,
+            None => true,
+        }
+    }
+
+    fn rank(&mut self, id: NodeId, address: SocketAddrV4, reply: T) {
+        let (distance, block) = (distance(&id, &self.target), NetworkBlock::of(*address.ip()));
         match self.closest.binary_search_by_key(&distance, |ranked| ranked.distance) {
             Ok(_) => {}
             Err(index) => {
-                self.closest.insert(index, Ranked { id, distance, reply });
+                self.closest.insert(index, Ranked { id, block, distance, reply });
+                let of_block = |ranked: &Ranked<T>| block.is_some() && ranked.block == block;
+                if self.closest.iter().filter(|ranked| of_block(ranked)).count() > MAX_PER_BLOCK
+                    && let Some(last) = self.closest.iter().rposition(of_block)
+                {
+                    self.closest.remove(last);
+                }
                 self.closest.truncate(K);
             }
         }
@@ -333,6 +376,77 @@ mod tests {
         assert_eq!(asked.len(), CONCURRENCY);
         search.slow(asked[0]);
         assert!(matches!(search.next(), Step::Visit(_)));
+    }
+
+    /// Runs a query over nodes that all know each other. Returns how many were asked.
+    fn run(search: &mut Search<SocketAddrV4>, all: &[SocketAddrV4]) -> usize {
+        for visits in 0.. {
+            match search.next() {
+                Step::Visit(node) => {
+                    search.answered(node, Some(node_id(node)), false, all, node);
+                }
+                Step::Finished => return visits,
+                step => panic!("unexpected {step:?}"),
+            }
+        }
+        unreachable!()
+    }
+
+    /// Addresses, those closest to the target of [`search`] first.
+    fn by_distance(mut nodes: Vec<SocketAddrV4>) -> Vec<SocketAddrV4> {
+        nodes.sort_by_key(|node| distance(&node_id(*node), &[7; 32]));
+        nodes
+    }
+
+    #[test]
+    fn one_host_with_all_its_ports_cannot_surround_a_target() {
+        let liar = |port| SocketAddrV4::new([20, 6, 6, 6].into(), port);
+        let liars = by_distance((1..20_000).map(liar).collect());
+        let honest: Vec<SocketAddrV4> =
+            (0..60).map(|index| SocketAddrV4::new([20, 1, index, 1].into(), 1000)).collect();
+        let mut search = Search::new([7; 32], [0; 32], true);
+        for node in liars[..K].iter().chain(&honest[..3]) {
+            let _ = search.add(*node, None);
+        }
+        let mut visits = 0;
+        while let Step::Visit(node) = search.next() {
+            visits += 1;
+            // Liars name only each other, the farthest first, so that the next is always closer.
+            let is_liar = node.ip().octets()[1] == 6;
+            let lie: Vec<SocketAddrV4> =
+                liars.iter().rev().skip(visits * K).take(K).copied().collect();
+            let closer = if is_liar { &lie } else { &honest };
+            search.answered(node, Some(node_id(node)), false, closer, node);
+        }
+        assert!(visits <= honest.len() + MAX_VISITS_PER_BLOCK, "{visits} nodes were asked");
+        let closest = search.into_closest();
+        let liars = closest.iter().filter(|node| node.ip().octets()[1] == 6).count();
+        assert_eq!((closest.len(), liars), (K, MAX_PER_BLOCK));
+    }
+
+    #[test]
+    fn a_network_that_is_one_block_is_still_searched() {
+        let all: Vec<SocketAddrV4> =
+            (1..100).map(|host| SocketAddrV4::new([20, 1, 7, host].into(), 1000)).collect();
+        let mut search = Search::new([7; 32], [0; 32], true);
+        let _ = search.add(all[0], None);
+        let all = by_distance(all);
+        run(&mut search, &all);
+        assert_eq!(search.into_closest(), all[..MAX_PER_BLOCK]);
+    }
+
+    #[test]
+    fn a_query_ends_however_many_nodes_get_closer_and_closer() {
+        let all = by_distance((1..5000).map(address).collect());
+        let mut search = Search::new([7; 32], [0; 32], true);
+        let _ = search.add(all[all.len() - 1], None);
+        let mut visits = 0;
+        while let Step::Visit(node) = search.next() {
+            visits += 1;
+            let next = all[all.len() - 1 - visits];
+            search.answered(node, Some(node_id(node)), false, &[next], node);
+        }
+        assert_eq!(visits, MAX_VISITS);
     }
 
     #[test]
