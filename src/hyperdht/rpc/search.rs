@@ -21,6 +21,9 @@ const MAX_VISITS: usize = 512;
 /// How many of these in one network block.
 const MAX_VISITS_PER_BLOCK: usize = 4 * MAX_PER_BLOCK;
 
+/// How many silent nodes one node may name, besides one for each that answered.
+const MAX_SILENT: usize = 3;
+
 /// How many nodes that named a dead node are told so.
 const MAX_REFERRERS: usize = 8;
 
@@ -36,6 +39,21 @@ enum Seen {
     Waiting(Vec<SocketAddrV4>),
     Done,
     Down,
+}
+
+/// What came of the nodes that one node named.
+#[derive(Debug, Clone, Copy, Default)]
+struct Credit {
+    answered: usize,
+    /// Down, or slow so far.
+    silent: usize,
+}
+
+impl Credit {
+    /// An honest node names some that have just gone; one that makes names up names nothing else.
+    fn is_good(self) -> bool {
+        self.silent < MAX_SILENT + self.answered
+    }
 }
 
 /// A node that told us of one that is down, and the one that is down.
@@ -75,6 +93,9 @@ pub(crate) struct Search<T> {
     seen: HashMap<SocketAddrV4, Seen>,
     /// Nodes in line, by their distance from the target.
     pending: BTreeMap<NodeId, SocketAddrV4>,
+    /// Nodes that wait because nobody who is believed named them.
+    doubted: HashSet<SocketAddrV4>,
+    credits: HashMap<SocketAddrV4, Credit>,
     closest: Vec<Ranked<T>>,
     slow: HashSet<SocketAddrV4>,
     visits: usize,
@@ -97,6 +118,8 @@ impl<T> Search<T> {
             own_id,
             seen: HashMap::new(),
             pending: BTreeMap::new(),
+            doubted: HashSet::new(),
+            credits: HashMap::new(),
             closest: Vec::new(),
             slow: HashSet::new(),
             visits: 0,
@@ -156,6 +179,9 @@ impl<T> Search<T> {
                 if let Some(referrer) = referrer.filter(|_| referrers.len() < MAX_REFERRERS) {
                     referrers.push(referrer);
                 }
+                if self.doubted.remove(&address) {
+                    self.pending.insert(distance(&id, &self.target), address);
+                }
             }
             None if is_closer && has_room => {
                 self.seen.insert(address, Seen::Waiting(referrer.into_iter().collect()));
@@ -170,9 +196,16 @@ impl<T> Search<T> {
     pub(crate) fn next(&mut self) -> Step {
         let limit = if self.slowdown { SLOW_CONCURRENCY } else { self.concurrency };
         while self.in_flight < limit + self.slow.len() {
-            let Some((_, address)) = self.pending.pop_first() else { break };
+            let Some((_, address)) = self.pending.pop_first().or_else(|| self.second_choice())
+            else {
+                break;
+            };
             let id = node_id(address);
             if !self.is_closer(&id) || !self.is_welcome(&id, address) {
+                continue;
+            }
+            if !self.is_believed(address) && self.has_choice() {
+                self.doubted.insert(address);
                 continue;
             }
             self.visits += 1;
@@ -243,15 +276,55 @@ impl<T> Search<T> {
 
     /// A node's first packet was not answered: ask another one meanwhile.
     pub(crate) fn slow(&mut self, from: SocketAddrV4) {
-        if matches!(self.seen.get(&from), Some(Seen::Waiting(_))) {
-            self.slow.insert(from);
+        if let Some(Seen::Waiting(referrers)) = self.seen.get(&from)
+            && self.slow.insert(from)
+        {
+            for referrer in referrers {
+                self.credits.entry(*referrer).or_default().silent += 1;
+            }
         }
     }
 
     fn settle(&mut self, from: SocketAddrV4, now: Seen) -> Option<Seen> {
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.slow.remove(&from);
-        self.seen.insert(from, now)
+        let (was_slow, answered) = (self.slow.remove(&from), matches!(now, Seen::Done));
+        let before = self.seen.insert(from, now);
+        if let Some(Seen::Waiting(referrers)) = &before {
+            for referrer in referrers {
+                let credit = self.credits.entry(*referrer).or_default();
+                credit.answered += usize::from(answered);
+                credit.silent = match (was_slow, answered) {
+                    (true, true) => credit.silent.saturating_sub(1),
+                    (false, false) => credit.silent + 1,
+                    _ => credit.silent,
+                };
+            }
+        }
+        before
+    }
+
+    /// Whether we know a node by ourselves, or by one whose word is good.
+    fn is_believed(&self, address: SocketAddrV4) -> bool {
+        let Some(Seen::Waiting(referrers)) = self.seen.get(&address) else { return true };
+        let is_good = |referrer| self.credits.get(referrer).is_none_or(|credit| credit.is_good());
+        referrers.is_empty() || referrers.iter().any(is_good)
+    }
+
+    /// Whether the query gets on without the nodes that are doubted.
+    fn has_choice(&self) -> bool {
+        self.closest.len() >= K || self.in_flight > self.slow.len() || !self.pending.is_empty()
+    }
+
+    /// A node that was put aside, once there is nothing better.
+    fn second_choice(&mut self) -> Option<(NodeId, SocketAddrV4)> {
+        if self.has_choice() {
+            return None;
+        }
+        let target = &self.target;
+        let by_distance = |address: &SocketAddrV4| (distance(&node_id(*address), target), *address);
+        let best = self.doubted.iter().map(by_distance).min()?;
+        self.doubted.remove(&best.1);
+        Some(best)
     }
 
     fn is_closer(&self, id: &NodeId) -> bool {
@@ -363,6 +436,45 @@ mod tests {
         search.timed_out(address(1));
         assert_eq!(search.next(), Step::NeedTable);
         assert_eq!(search.next(), Step::Finished);
+    }
+
+    #[test]
+    fn a_node_that_names_silent_ones_is_believed_no_more() {
+        let mut search = search();
+        let (liar, honest) = (address(0), address(1));
+        let _ = search.add(liar, None);
+        assert_eq!(search.next(), Step::Visit(liar));
+        let lies: Vec<SocketAddrV4> = (1000..1020).map(address).collect();
+        search.answered(liar, Some(node_id(liar)), false, &lies, 0);
+        search.set_concurrency(1);
+        for _ in 0..MAX_SILENT {
+            let Step::Visit(silent) = search.next() else { panic!("nobody is asked") };
+            search.slow(silent);
+        }
+        let named: Vec<SocketAddrV4> = (2..40).map(address).collect();
+        let _ = search.add(honest, None);
+        let mut asked = Vec::new();
+        while let Step::Visit(node) = search.next() {
+            asked.push(node);
+            search.answered(node, Some(node_id(node)), false, &named, 0);
+        }
+        assert!(asked.iter().all(|node| !lies.contains(node)), "{asked:?}");
+        assert_eq!(search.closest.len(), K);
+    }
+
+    #[test]
+    fn a_doubted_node_is_asked_when_there_is_nobody_else() {
+        let mut search = search();
+        let _ = search.add(address(0), None);
+        assert_eq!(search.next(), Step::Visit(address(0)));
+        let named: Vec<SocketAddrV4> = (1..10).map(address).collect();
+        search.answered(address(0), Some(node_id(address(0))), false, &named, 0);
+        let mut asked = 0;
+        while let Step::Visit(node) = search.next() {
+            asked += 1;
+            search.timed_out(node);
+        }
+        assert_eq!((asked, search.next()), (named.len(), Step::Finished));
     }
 
     #[test]
