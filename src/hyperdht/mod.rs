@@ -21,6 +21,7 @@ mod node;
 mod noise;
 pub mod options;
 mod punch;
+mod quota;
 mod route;
 mod router;
 mod rpc;

@@ -441,8 +441,8 @@ impl Inner {
                         store.announce(incoming.from, &target, &id, &token, value)
                     }
                     commands::UNANNOUNCE => store.unannounce(&target, &id, &token, value),
-                    commands::MUTABLE_PUT => store.put_mutable(&target, value),
-                    _ => store.put_immutable(&target, value),
+                    commands::MUTABLE_PUT => store.put_mutable(incoming.from, &target, value),
+                    _ => store.put_immutable(incoming.from, &target, value),
                 };
                 match stored {
                     Stored::Yes => Answer::default(),
