@@ -265,7 +265,8 @@ impl Rpc {
         self.request_with(&self.socket(), to, call, attempts, || {}).await
     }
 
-    /// [`Rpc::request`] through a given socket; `on_slow` is called when the first packet was lost.
+    /// [`Rpc::request`] through a given socket; `on_slow` is called when the answer does not come
+    /// soon.
     pub(crate) async fn request_with(
         &self,
         socket: &Socket,
