@@ -1,4 +1,5 @@
-//! Entrances for the fuzz targets (`fuzz/`) to what this module keeps to itself. No part of the API.
+//! Entrances for the fuzz targets (`fuzz/`) and tests to what this module keeps to itself. No part of the
+//! API.
 
 use std::net::SocketAddr;
 
@@ -123,4 +124,10 @@ pub fn held(node: &HyperDht) -> Held {
         nodes: crate::sync::lock(&inner.rpc.state).table.len(),
         tasks: inner.rpc.tasks.len(),
     }
+}
+
+/// How many requests a node has sent, repetitions included.
+#[must_use]
+pub fn requests_sent(node: &HyperDht) -> u64 {
+    node.inner().rpc.io.stats().sent
 }
