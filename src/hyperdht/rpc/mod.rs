@@ -2,9 +2,10 @@
 //!
 //! [`Rpc`] owns the sockets and the routing table, answers the commands of this layer by itself, and
 //! hands all others to the layer above through [`Rpc::receive`]. The parts that decide anything are
-//! without sockets or clock: [`table`], [`search`], [`nat`], [`congestion`], [`token`].
+//! without sockets or clock: [`table`], [`search`], [`caution`], [`nat`], [`congestion`], [`token`].
 
 pub(crate) mod bootstrap;
+mod caution;
 pub(crate) mod congestion;
 pub(crate) mod io;
 pub(crate) mod maintain;

@@ -9,20 +9,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddrV4;
 
+use super::caution::Caution;
 use super::message::{NodeId, node_id};
 use super::table::{K, MAX_PER_BLOCK, NetworkBlock, distance};
 
 /// How many addresses one query remembers. An honest network offers far fewer.
 const MAX_SEEN: usize = 4096;
-
-/// How many nodes one query asks. In a network of a million nodes it takes about a hundred.
-const MAX_VISITS: usize = 512;
-
-/// How many of these in one network block.
-const MAX_VISITS_PER_BLOCK: usize = 4 * MAX_PER_BLOCK;
-
-/// How many silent nodes one node may name, besides one for each that answered.
-const MAX_SILENT: usize = 3;
 
 /// How many nodes that named a dead node are told so.
 const MAX_REFERRERS: usize = 8;
@@ -39,21 +31,6 @@ enum Seen {
     Waiting(Vec<SocketAddrV4>),
     Done,
     Down,
-}
-
-/// What came of the nodes that one node named.
-#[derive(Debug, Clone, Copy, Default)]
-struct Credit {
-    answered: usize,
-    /// Down, or slow so far.
-    silent: usize,
-}
-
-impl Credit {
-    /// An honest node names some that have just gone; one that makes names up names nothing else.
-    fn is_good(self) -> bool {
-        self.silent < MAX_SILENT + self.answered
-    }
 }
 
 /// A node that told us of one that is down, and the one that is down.
@@ -95,11 +72,9 @@ pub(crate) struct Search<T> {
     pending: BTreeMap<NodeId, SocketAddrV4>,
     /// Nodes that wait because nobody who is believed named them.
     doubted: HashSet<SocketAddrV4>,
-    credits: HashMap<SocketAddrV4, Credit>,
+    caution: Caution,
     closest: Vec<Ranked<T>>,
     slow: HashSet<SocketAddrV4>,
-    visits: usize,
-    visits_by_block: HashMap<NetworkBlock, usize>,
     in_flight: usize,
     concurrency: usize,
     from_table: bool,
@@ -119,11 +94,9 @@ impl<T> Search<T> {
             seen: HashMap::new(),
             pending: BTreeMap::new(),
             doubted: HashSet::new(),
-            credits: HashMap::new(),
+            caution: Caution::default(),
             closest: Vec::new(),
             slow: HashSet::new(),
-            visits: 0,
-            visits_by_block: HashMap::new(),
             in_flight: 0,
             concurrency: CONCURRENCY,
             from_table,
@@ -208,10 +181,7 @@ impl<T> Search<T> {
                 self.doubted.insert(address);
                 continue;
             }
-            self.visits += 1;
-            if let Some(block) = NetworkBlock::of(*address.ip()) {
-                *self.visits_by_block.entry(block).or_default() += 1;
-            }
+            self.caution.visit(address);
             self.in_flight += 1;
             return Step::Visit(address);
         }
@@ -279,9 +249,7 @@ impl<T> Search<T> {
         if let Some(Seen::Waiting(referrers)) = self.seen.get(&from)
             && self.slow.insert(from)
         {
-            for referrer in referrers {
-                self.credits.entry(*referrer).or_default().silent += 1;
-            }
+            self.caution.slow(referrers);
         }
     }
 
@@ -290,24 +258,17 @@ impl<T> Search<T> {
         let (was_slow, answered) = (self.slow.remove(&from), matches!(now, Seen::Done));
         let before = self.seen.insert(from, now);
         if let Some(Seen::Waiting(referrers)) = &before {
-            for referrer in referrers {
-                let credit = self.credits.entry(*referrer).or_default();
-                credit.answered += usize::from(answered);
-                credit.silent = match (was_slow, answered) {
-                    (true, true) => credit.silent.saturating_sub(1),
-                    (false, false) => credit.silent + 1,
-                    _ => credit.silent,
-                };
-            }
+            self.caution.settled(referrers, was_slow, answered);
         }
         before
     }
 
     /// Whether we know a node by ourselves, or by one whose word is good.
     fn is_believed(&self, address: SocketAddrV4) -> bool {
-        let Some(Seen::Waiting(referrers)) = self.seen.get(&address) else { return true };
-        let is_good = |referrer| self.credits.get(referrer).is_none_or(|credit| credit.is_good());
-        referrers.is_empty() || referrers.iter().any(is_good)
+        match self.seen.get(&address) {
+            Some(Seen::Waiting(referrers)) => self.caution.believes(referrers),
+            _ => true,
+        }
     }
 
     /// Whether the query gets on without the nodes that are doubted.
@@ -334,16 +295,13 @@ impl<T> Search<T> {
         }
     }
 
-    /// Whether a query has not asked enough already: of all nodes, and of those in the block of this one,
-    /// unless it is closer than these.
+    /// Whether a node may be asked: there were not too many, and it is closer than the nodes of its block
+    /// that answered, if these are as many as count.
     fn is_welcome(&self, id: &NodeId, address: SocketAddrV4) -> bool {
-        if self.visits >= MAX_VISITS {
+        if !self.caution.allows(address) {
             return false;
         }
         let Some(block) = NetworkBlock::of(*address.ip()) else { return true };
-        if self.visits_by_block.get(&block).is_some_and(|visits| *visits >= MAX_VISITS_PER_BLOCK) {
-            return false;
-        }
         let mut ranked = self.closest.iter().filter(|ranked| ranked.block == Some(block));
         match ranked.nth(MAX_PER_BLOCK - 1) {
             Some(last) => distance(id, &self.target) < last.distance,
@@ -447,7 +405,7 @@ mod tests {
         let lies: Vec<SocketAddrV4> = (1000..1020).map(address).collect();
         search.answered(liar, Some(node_id(liar)), false, &lies, 0);
         search.set_concurrency(1);
-        for _ in 0..MAX_SILENT {
+        for _ in 0..3 {
             let Step::Visit(silent) = search.next() else { panic!("nobody is asked") };
             search.slow(silent);
         }
@@ -490,20 +448,6 @@ mod tests {
         assert!(matches!(search.next(), Step::Visit(_)));
     }
 
-    /// Runs a query over nodes that all know each other. Returns how many were asked.
-    fn run(search: &mut Search<SocketAddrV4>, all: &[SocketAddrV4]) -> usize {
-        for visits in 0.. {
-            match search.next() {
-                Step::Visit(node) => {
-                    search.answered(node, Some(node_id(node)), false, all, node);
-                }
-                Step::Finished => return visits,
-                step => panic!("unexpected {step:?}"),
-            }
-        }
-        unreachable!()
-    }
-
     /// Addresses, those closest to the target of [`search`] first.
     fn by_distance(mut nodes: Vec<SocketAddrV4>) -> Vec<SocketAddrV4> {
         nodes.sort_by_key(|node| distance(&node_id(*node), &[7; 32]));
@@ -530,7 +474,7 @@ mod tests {
             let closer = if is_liar { &lie } else { &honest };
             search.answered(node, Some(node_id(node)), false, closer, node);
         }
-        assert!(visits <= honest.len() + MAX_VISITS_PER_BLOCK, "{visits} nodes were asked");
+        assert!(visits <= honest.len() + 4 * MAX_PER_BLOCK, "{visits} nodes were asked");
         let closest = search.into_closest();
         let liars = closest.iter().filter(|node| node.ip().octets()[1] == 6).count();
         assert_eq!((closest.len(), liars), (K, MAX_PER_BLOCK));
@@ -543,22 +487,10 @@ mod tests {
         let mut search = Search::new([7; 32], [0; 32], true);
         let _ = search.add(all[0], None);
         let all = by_distance(all);
-        run(&mut search, &all);
-        assert_eq!(search.into_closest(), all[..MAX_PER_BLOCK]);
-    }
-
-    #[test]
-    fn a_query_ends_however_many_nodes_get_closer_and_closer() {
-        let all = by_distance((1..5000).map(address).collect());
-        let mut search = Search::new([7; 32], [0; 32], true);
-        let _ = search.add(all[all.len() - 1], None);
-        let mut visits = 0;
         while let Step::Visit(node) = search.next() {
-            visits += 1;
-            let next = all[all.len() - 1 - visits];
-            search.answered(node, Some(node_id(node)), false, &[next], node);
+            search.answered(node, Some(node_id(node)), false, &all, node);
         }
-        assert_eq!(visits, MAX_VISITS);
+        assert_eq!(search.into_closest(), all[..MAX_PER_BLOCK]);
     }
 
     #[test]
