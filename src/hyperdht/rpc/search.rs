@@ -345,8 +345,7 @@ mod tests {
         let mut search = search();
         (0..30).for_each(|index| _ = search.add(address(index), None));
         let visits = (0..20).filter(|_| matches!(search.next(), Step::Visit(_))).count();
-        assert_eq!(visits, CONCURRENCY);
-        assert_eq!(search.next(), Step::Wait);
+        assert_eq!((visits, search.next()), (CONCURRENCY, Step::Wait));
     }
 
     #[test]
@@ -495,8 +494,7 @@ mod tests {
         let mut search = search();
         let _ = search.add(address(0), None);
         assert_eq!(search.next(), Step::Visit(address(0)));
-        let flood: Vec<SocketAddrV4> = (1..20_000).map(address).collect();
-        search.answered(address(0), None, false, &flood, 0);
+        search.answered(address(0), None, false, &(1..20_000).map(address).collect::<Vec<_>>(), 0);
         assert!(search.seen.len() <= MAX_SEEN && search.pending() <= MAX_SEEN);
     }
 }
