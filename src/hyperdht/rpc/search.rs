@@ -50,7 +50,6 @@ pub(crate) enum Step {
 /// A reply among the closest.
 #[derive(Debug, Clone)]
 struct Ranked<T> {
-    id: NodeId,
     block: Option<NetworkBlock>,
     distance: NodeId,
     reply: T,
@@ -315,7 +314,7 @@ impl<T> Search<T> {
         match self.closest.binary_search_by_key(&distance, |ranked| ranked.distance) {
             Ok(_) => {}
             Err(index) => {
-                self.closest.insert(index, Ranked { id, block, distance, reply });
+                self.closest.insert(index, Ranked { block, distance, reply });
                 let of_block = |ranked: &Ranked<T>| block.is_some() && ranked.block == block;
                 if self.closest.iter().filter(|ranked| of_block(ranked)).count() > MAX_PER_BLOCK
                     && let Some(last) = self.closest.iter().rposition(of_block)
