@@ -1,7 +1,8 @@
 // `npm run test:long`: what takes too long for every `npm test`.
 //
 // The simulator over 10,000 seeds (500 otherwise) and with ten million forged packets; random inputs for
-// the fuzz targets; then ten minutes of fuzzing each. `npm run test:long -- --quick` leaves out the fuzzer.
+// the fuzz targets; a DHT that grows from 50 to 200 nodes, ten waves of which leave; then ten minutes of
+// fuzzing each. `npm run test:long -- --quick` leaves out the fuzzer.
 
 import { requireTools, run } from './toolchain.mjs'
 import { spawnSync } from 'node:child_process'
@@ -14,6 +15,7 @@ const test = (name, numbers) =>
   })
 test('simulation', { SIMULATION_SEEDS: '10000', FORGED_PACKETS: '10000000' })
 test('fuzz_targets', { FUZZ_INPUTS: '200000' })
+test('dht_churn', { CHURN_SIZES: '50,100,200', CHURN_WAVES: '10', CHURN_LOOKUPS: '500' })
 
 if (!process.argv.includes('--quick')) {
   const fuzz = fileURLToPath(new URL('fuzz.mjs', import.meta.url))

@@ -30,6 +30,12 @@ macro_rules! targets {
 }
 
 targets! {
+    dht_messages: "../fuzz/targets/dht_messages.rs",
+    dht_node: "../fuzz/targets/dht_node.rs",
+    hypercore: "../fuzz/targets/hypercore.rs",
+    names: "../fuzz/targets/names.rs",
+    protomux: "../fuzz/targets/protomux.rs",
+    secret_stream: "../fuzz/targets/secret_stream.rs",
     udx_packet: "../fuzz/targets/udx_packet.rs",
     udx_stream: "../fuzz/targets/udx_stream.rs",
 }

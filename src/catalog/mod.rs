@@ -9,7 +9,8 @@
 //! | `feeds.rs` | peers' feeds |
 
 mod book;
-mod entry;
+#[doc(hidden)]
+pub mod entry;
 mod error;
 mod feeds;
 mod list;

@@ -1,6 +1,9 @@
 //! Keeping a server announced: at three nodes close to its key, which pass handshakes on to it
 //! (`hyperdht` `lib/announcer.js`).
 //!
+//! A node that takes an announcement and then does not know of it is none of these, and the next closest
+//! is asked instead: where some nodes lie, all three might otherwise.
+//!
 //! The nodes are pinged every 3 s. That keeps a NAT's mapping towards them alive, and shows when one
 //! of them is gone or sees us at another address; then, and every 5 minutes, we announce anew.
 
@@ -14,7 +17,7 @@ use tokio::task::JoinSet;
 
 use super::messages::commands;
 use super::messages::handshake::RelayInfo;
-use super::messages::records::Announce;
+use super::messages::records::{Announce, PeerRecord};
 use super::node::Inner;
 use super::rpc::io::{Attempts, Reply};
 use super::rpc::message::NodeId;
@@ -25,6 +28,8 @@ use crate::sync::lock;
 
 /// Nodes that pass handshakes on to a server.
 const RELAYS: usize = 3;
+/// Nodes that are asked to be one, closest first.
+const MAX_ASKED: usize = 4 * RELAYS;
 /// Relays of earlier rounds that still count: those of two rounds.
 const FORMER_RELAYS: usize = 2 * RELAYS;
 /// How often they are pinged.
@@ -159,17 +164,26 @@ impl Announcer {
         let options = QueryOptions { nodes, ..QueryOptions::default() };
         let replies = Query::new(Arc::clone(rpc), self.target, call, options).finish().await;
 
-        let asked = replies.iter().take(RELAYS).filter_map(|reply| v4(reply.from));
-        lock(&self.state).loose.extend(asked);
-        let mut commits = JoinSet::new();
-        for reply in replies.iter().take(RELAYS) {
-            let (rpc, reply) = (Arc::clone(rpc), Arc::clone(reply));
-            let (keys, target) = (self.keys.clone(), self.target);
-            commits.spawn(async move { commit(&rpc, &keys, target, Vec::new(), &reply).await });
-        }
-        let mut relays = Vec::new();
-        while let Some(outcome) = commits.join_next().await {
-            relays.extend(outcome.ok().flatten());
+        let mut candidates = replies.iter().take(MAX_ASKED);
+        let mut relays: Vec<RelayInfo> = Vec::new();
+        while relays.len() < RELAYS {
+            let asked: Vec<_> = candidates.by_ref().take(RELAYS - relays.len()).collect();
+            if asked.is_empty() {
+                break;
+            }
+            lock(&self.state).loose.extend(asked.iter().filter_map(|reply| v4(reply.from)));
+            let mut commits = JoinSet::new();
+            for reply in asked {
+                let (rpc, reply) = (Arc::clone(rpc), Arc::clone(reply));
+                let (keys, target) = (self.keys.clone(), self.target);
+                commits.spawn(async move {
+                    let relay = commit(&rpc, &keys, target, Vec::new(), &reply).await?;
+                    knows(&rpc, &keys, target, reply.from).await.then_some(relay)
+                });
+            }
+            while let Some(outcome) = commits.join_next().await {
+                relays.extend(outcome.ok().flatten());
+            }
         }
         let mut relay_addresses: Vec<SocketAddrV4> = rpc.remote_address().into_iter().collect();
         relay_addresses.extend(relays.iter().map(|relay| relay.relay_address));
@@ -247,6 +261,14 @@ pub(crate) async fn commit(
     }
     let peer_address = answer.to.or(reply.to)?;
     Some(RelayInfo { relay_address: v4(reply.from)?, peer_address })
+}
+
+/// Whether `node` tells of an announcement that it took.
+async fn knows(rpc: &Rpc, keys: &KeyPair, target: NodeId, node: SocketAddr) -> bool {
+    let find = Call::new(commands::FIND_PEER, Some(target), None);
+    let Ok(reply) = rpc.request(node, find, Attempts::default()).await else { return false };
+    let record = reply.value.as_deref().and_then(|value| PeerRecord::decode(value).ok());
+    record.is_some_and(|record| record.public_key == keys.public_key())
 }
 
 /// Takes an announcement back at the node that gave `reply`.

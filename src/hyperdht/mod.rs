@@ -14,11 +14,14 @@ mod cache;
 mod connect;
 mod connection;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod messages;
 mod node;
 mod noise;
 pub mod options;
 mod punch;
+mod quota;
 mod relay;
 mod route;
 mod router;

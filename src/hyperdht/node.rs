@@ -339,7 +339,7 @@ impl HyperDht {
         inner.rpc.close().await;
     }
 
-    fn inner(&self) -> &Arc<Inner> {
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.handle.inner
     }
 
@@ -483,8 +483,8 @@ impl Inner {
                         store.announce(incoming.from, &target, &id, &token, value)
                     }
                     commands::UNANNOUNCE => store.unannounce(&target, &id, &token, value),
-                    commands::MUTABLE_PUT => store.put_mutable(&target, value),
-                    _ => store.put_immutable(&target, value),
+                    commands::MUTABLE_PUT => store.put_mutable(incoming.from, &target, value),
+                    _ => store.put_immutable(incoming.from, &target, value),
                 };
                 match stored {
                     Stored::Yes => Answer::default(),

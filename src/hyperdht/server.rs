@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::addresses::{is_private, match_address};
 use super::announcer::Announcer;
-use super::cache::ExpiringMap;
+use super::cache::{ExpiringMap, Key};
 use super::connection::{Connection, Established, Path, PathKind};
 use super::messages::FirewallKind;
 use super::messages::handshake::{self, HolepunchInfo, NoisePayload, UdxInfo, VERSION};
@@ -45,8 +45,12 @@ const HANDSHAKE_AGE: Duration = Duration::from_secs(10);
 const MAX_HANDSHAKES: usize = 1024;
 /// Admitted clients that have not sent a packet yet.
 const MAX_HALF_OPEN: usize = 256;
-/// Handshakes decided a second; more are dropped unseen.
+/// Handshakes decided a second; more are dropped unseen. As many again are decided of those that come a
+/// second time: a client sends its message over several nodes and repeats it, and so gets through where
+/// thousands of others are sent once.
 const HANDSHAKE_RATE: u32 = 500;
+/// Dropped handshakes that are known again.
+const MAX_DROPPED: usize = 8192;
 /// Connections that wait for [`Server::accept`].
 const MAX_UNACCEPTED: usize = 64;
 
@@ -83,8 +87,26 @@ pub(crate) struct ServerShared {
 struct State {
     /// By the hash of the client's message: our reply, or nothing when it was refused.
     handshakes: ExpiringMap<Option<Reply>>,
+    /// By the hash of a message that was dropped because there were too many.
+    dropped: ExpiringMap<()>,
     half_open: usize,
     limit: RateLimit,
+    repeated: RateLimit,
+}
+
+impl State {
+    /// Whether a handshake may be decided now.
+    fn admits(&mut self, key: Key) -> bool {
+        if self.half_open >= MAX_HALF_OPEN {
+            return false;
+        }
+        if self.limit.allow() || (self.dropped.get(&key).is_some() && self.repeated.allow()) {
+            return true;
+        }
+        self.dropped.sweep();
+        self.dropped.insert(key, ());
+        false
+    }
 }
 
 /// Our reply to a client's handshake.
@@ -112,8 +134,10 @@ impl Server {
         let record = PeerRecord { public_key, relay_addresses: Vec::new() };
         let state = State {
             handshakes: ExpiringMap::new(MAX_HANDSHAKES, HANDSHAKE_AGE),
+            dropped: ExpiringMap::new(MAX_DROPPED, HANDSHAKE_AGE),
             half_open: 0,
             limit: RateLimit::new(HANDSHAKE_RATE, HANDSHAKE_RATE),
+            repeated: RateLimit::new(HANDSHAKE_RATE, HANDSHAKE_RATE),
         };
         let shared = Arc::new(ServerShared {
             keys: keys.clone(),
@@ -221,10 +245,7 @@ impl ServerShared {
             if let Some(decided) = state.handshakes.get(&key) {
                 return decided.clone();
             }
-            if self.cancel.is_cancelled()
-                || state.half_open >= MAX_HALF_OPEN
-                || !state.limit.allow()
-            {
+            if self.cancel.is_cancelled() || !state.admits(key) {
                 tracing::debug!(from = %incoming.from, "a handshake was dropped");
                 return None;
             }

@@ -1,7 +1,7 @@
 //! What a persistent node keeps for others (`hyperdht` `lib/persistent.js`).
 //!
 //! Everything is bounded in number and in time, and signed by its owner. Values travel in one packet,
-//! so their size is bounded by the socket's.
+//! so their size is bounded by the socket's. Who has one network block gets a share of it only.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -11,7 +11,9 @@ use bytes::Bytes;
 use super::cache::{ExpiringMap, Key};
 use super::messages::commands;
 use super::messages::records::{Announce, LookupReply, MutablePut, MutableValue, PeerRecord};
+use super::quota::Quota;
 use super::rpc::message::{NodeId, Token};
+use super::rpc::table::NetworkBlock;
 use super::tuning::Tuning;
 use crate::crypto::{self, PublicKey};
 use crate::encoding::Reader;
@@ -19,6 +21,8 @@ use crate::encoding::Reader;
 const MAX_PEERS: usize = 16_384;
 const MAX_TOPICS: usize = 2_048;
 const MAX_RECORDS_PER_TOPIC: usize = 64;
+/// Records of one network block among those of a topic.
+const MAX_RECORDS_PER_BLOCK: usize = MAX_RECORDS_PER_TOPIC / 4;
 const MAX_REFRESHES: usize = 4_096;
 const MAX_VALUES: usize = 4_096;
 
@@ -45,6 +49,7 @@ pub(crate) struct AnnouncedPeer {
 struct Record {
     public_key: PublicKey,
     bytes: Bytes,
+    block: Option<NetworkBlock>,
     since: tokio::time::Instant,
 }
 
@@ -79,6 +84,10 @@ pub(crate) struct Store {
     refreshes: ExpiringMap<Refresh>,
     mutables: ExpiringMap<MutableValue>,
     immutables: ExpiringMap<Bytes>,
+    peer_quota: Quota,
+    topic_quota: Quota,
+    refresh_quota: Quota,
+    value_quota: Quota,
 }
 
 impl Store {
@@ -91,6 +100,10 @@ impl Store {
             refreshes: ExpiringMap::new(MAX_REFRESHES, record_age),
             mutables: ExpiringMap::new(MAX_VALUES, value_age),
             immutables: ExpiringMap::new(MAX_VALUES, value_age),
+            peer_quota: Quota::new(MAX_PEERS, record_age),
+            topic_quota: Quota::new(MAX_TOPICS, record_age),
+            refresh_quota: Quota::new(MAX_REFRESHES, record_age),
+            value_quota: Quota::new(MAX_VALUES, value_age),
         }
     }
 
@@ -139,7 +152,9 @@ impl Store {
         };
         let mut peer = peer.clone();
         peer.relay_addresses.truncate(MAX_RELAYS);
-        self.put(from, target, &peer);
+        if !self.put(from, target, &peer) {
+            return Stored::Ignored;
+        }
         if let Some(topic) = self.topics.get_mut(target) {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let limit = now.as_millis() as u64 + MAX_BUMP_DRIFT;
@@ -147,7 +162,9 @@ impl Store {
                 topic.bump = announce.bump;
             }
         }
-        if let Some(refresh) = announce.refresh {
+        if let Some(refresh) = announce.refresh
+            && (self.refreshes.get(&refresh).is_some() || self.refresh_quota.allow(from))
+        {
             self.refreshes.insert(refresh, Refresh { target: *target, record: peer });
         }
         Stored::Yes
@@ -158,28 +175,44 @@ impl Store {
         let Some(refresh) = self.refreshes.remove(&crypto::hash(&[&token])) else {
             return Stored::Ignored;
         };
-        self.put(from, &refresh.target, &refresh.record);
+        let is_put = self.put(from, &refresh.target, &refresh.record);
         self.refreshes.insert(token, refresh);
-        Stored::Yes
+        if is_put { Stored::Yes } else { Stored::Ignored }
     }
 
-    fn put(&mut self, from: SocketAddr, target: &NodeId, peer: &PeerRecord) {
+    /// Whether there was room for it.
+    fn put(&mut self, from: SocketAddr, target: &NodeId, peer: &PeerRecord) -> bool {
         let bytes = Bytes::from(peer.encode());
         if crypto::hash(&[peer.public_key.as_bytes()]) == *target {
+            if self.peers.get(target).is_none() && !self.peer_quota.allow(from) {
+                return false;
+            }
             self.peers.insert(*target, AnnouncedPeer { relay: from, record: bytes });
-            return;
+            return true;
+        }
+        if self.topics.get(target).is_none() && !self.topic_quota.allow(from) {
+            return false;
         }
         let record_age = self.record_age;
         let mut topic = self.topics.remove(target).unwrap_or_default();
         topic.records.retain(|record| {
             record.public_key != peer.public_key && record.since.elapsed() < record_age
         });
-        if topic.records.len() >= MAX_RECORDS_PER_TOPIC {
+        let block = match from {
+            SocketAddr::V4(v4) => NetworkBlock::of(*v4.ip()),
+            SocketAddr::V6(_) => None,
+        };
+        let of_block = |record: &Record| block.is_some() && record.block == block;
+        if topic.records.iter().filter(|record| of_block(record)).count() >= MAX_RECORDS_PER_BLOCK {
+            // The oldest of its own block makes room.
+            topic.records.iter().position(of_block).map(|oldest| topic.records.remove(oldest));
+        } else if topic.records.len() >= MAX_RECORDS_PER_TOPIC {
             topic.records.remove(0);
         }
         let since = tokio::time::Instant::now();
-        topic.records.push(Record { public_key: peer.public_key, bytes, since });
+        topic.records.push(Record { public_key: peer.public_key, bytes, block, since });
         self.topics.insert(*target, topic);
+        true
     }
 
     /// UNANNOUNCE, as [`Store::announce`].
@@ -217,7 +250,12 @@ impl Store {
     }
 
     /// MUTABLE_PUT.
-    pub(crate) fn put_mutable(&mut self, target: &NodeId, value: &[u8]) -> Stored {
+    pub(crate) fn put_mutable(
+        &mut self,
+        from: SocketAddr,
+        target: &NodeId,
+        value: &[u8],
+    ) -> Stored {
         let Ok(put) = MutablePut::decode(value) else { return Stored::Ignored };
         if crypto::hash(&[put.public_key.as_bytes()]) != *target || !put.is_valid() {
             return Stored::Ignored;
@@ -227,6 +265,7 @@ impl Store {
                 return Stored::Error(SEQ_REUSED);
             }
             Some(known) if known.seq > put.value.seq => return Stored::Error(SEQ_TOO_LOW),
+            None if !self.value_quota.allow(from) => return Stored::Ignored,
             _ => {}
         }
         self.mutables.insert(*target, put.value);
@@ -239,8 +278,16 @@ impl Store {
     }
 
     /// IMMUTABLE_PUT.
-    pub(crate) fn put_immutable(&mut self, target: &NodeId, value: &[u8]) -> Stored {
+    pub(crate) fn put_immutable(
+        &mut self,
+        from: SocketAddr,
+        target: &NodeId,
+        value: &[u8],
+    ) -> Stored {
         if crypto::hash(&[value]) != *target {
+            return Stored::Ignored;
+        }
+        if self.immutables.get(target).is_none() && !self.value_quota.allow(from) {
             return Stored::Ignored;
         }
         self.immutables.insert(*target, Bytes::copy_from_slice(value));
@@ -275,9 +322,68 @@ mod tests {
     }
 
     fn announce(store: &mut Store, keys: &KeyPair, target: &NodeId) -> Stored {
+        announce_from(store, from(), keys, target)
+    }
+
+    fn announce_from(
+        store: &mut Store,
+        from: SocketAddr,
+        keys: &KeyPair,
+        target: &NodeId,
+    ) -> Stored {
         let value =
             Announce::signed(commands::ANNOUNCE, keys, Vec::new(), target, &ID, &TOKEN).encode();
-        store.announce(from(), target, &ID, &TOKEN, &value)
+        store.announce(from, target, &ID, &TOKEN, &value)
+    }
+
+    /// Everybody of one block of the public network.
+    fn flooder(index: usize) -> SocketAddr {
+        SocketAddr::from(([20, 6, 6, index as u8], 1))
+    }
+
+    #[tokio::test]
+    async fn one_network_block_does_not_push_others_out_of_a_topic() {
+        let mut store = Store::new(Tuning::default());
+        let honest: SocketAddr = "20.1.0.1:1".parse().unwrap();
+        let keys = KeyPair::generate();
+        assert_eq!(announce_from(&mut store, honest, &keys, &[1; 32]), Stored::Yes);
+        for index in 0..300 {
+            announce_from(&mut store, flooder(index), &KeyPair::generate(), &[1; 32]);
+        }
+        let records = &store.topics.get(&[1; 32]).unwrap().records;
+        assert!(records.iter().any(|record| record.public_key == keys.public_key()));
+        assert_eq!(records.len(), 1 + MAX_RECORDS_PER_BLOCK);
+    }
+
+    #[tokio::test]
+    async fn one_network_block_does_not_push_out_topics_of_others() {
+        let mut store = Store::new(Tuning::default());
+        let keys = KeyPair::generate();
+        let honest: SocketAddr = "20.1.0.1:1".parse().unwrap();
+        announce_from(&mut store, honest, &keys, &[0; 32]);
+        for index in 1..=MAX_TOPICS {
+            let target = crypto::hash(&[&index.to_le_bytes()]);
+            announce_from(&mut store, flooder(index), &keys, &target);
+        }
+        assert!(store.lookup(&[0; 32], None).is_some());
+        assert_eq!(store.topics.len(), 1 + MAX_TOPICS / 16);
+        // What it has it may still renew.
+        let target = crypto::hash(&[&1usize.to_le_bytes()]);
+        assert_eq!(announce_from(&mut store, flooder(1), &keys, &target), Stored::Yes);
+    }
+
+    #[tokio::test]
+    async fn one_network_block_does_not_push_out_values_of_others() {
+        let mut store = Store::new(Tuning::default());
+        let honest: SocketAddr = "20.1.0.1:1".parse().unwrap();
+        let target = crypto::hash(&[b"value"]);
+        assert_eq!(store.put_immutable(honest, &target, b"value"), Stored::Yes);
+        for index in 0..=MAX_VALUES {
+            let value = index.to_le_bytes();
+            store.put_immutable(flooder(index), &crypto::hash(&[&value]), &value);
+        }
+        assert!(store.immutable(&target).is_some());
+        assert_eq!(store.immutables.len(), 1 + MAX_VALUES / 16);
     }
 
     #[tokio::test]
@@ -356,8 +462,8 @@ mod tests {
     #[tokio::test]
     async fn an_immutable_value_is_found_by_its_hash_only() {
         let mut store = Store::new(Tuning::default());
-        assert_eq!(store.put_immutable(&crypto::hash(&[b"value"]), b"value"), Stored::Yes);
-        assert_eq!(store.put_immutable(&[0; 32], b"value"), Stored::Ignored);
+        assert_eq!(store.put_immutable(from(), &crypto::hash(&[b"value"]), b"value"), Stored::Yes);
+        assert_eq!(store.put_immutable(from(), &[0; 32], b"value"), Stored::Ignored);
         assert_eq!(store.immutable(&crypto::hash(&[b"value"])).unwrap(), "value");
     }
 }

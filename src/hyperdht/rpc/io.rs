@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 
 use super::congestion::CongestionWindow;
 use super::message::{NodeId, Response, Token, node_id};
@@ -17,6 +18,10 @@ use super::socket::{Socket, SocketKind};
 use super::token::TokenSecrets;
 use crate::crypto;
 use crate::sync::lock;
+
+/// A node that has not answered by then is slow: whoever asked can ask others meanwhile. Most nodes of
+/// the public network are nearer than that, and the answers of those that are not still count.
+const SLOW_AFTER: Duration = Duration::from_millis(300);
 
 /// How often a request is repeated unless it says otherwise.
 pub(crate) const RETRIES: u32 = 3;
@@ -85,6 +90,7 @@ struct State {
     in_flight: HashMap<u16, InFlight>,
     congestion: CongestionWindow,
     tokens: TokenSecrets,
+    sent: u64,
     is_closed: bool,
 }
 
@@ -102,6 +108,8 @@ pub(crate) struct Io {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct IoStats {
     pub in_flight: usize,
+    /// Packets with requests, repetitions included.
+    pub sent: u64,
 }
 
 impl Io {
@@ -110,13 +118,14 @@ impl Io {
             in_flight: HashMap::new(),
             congestion: CongestionWindow::default(),
             tokens: TokenSecrets::new(),
+            sent: 0,
             is_closed: false,
         };
         Self { server, client, timeout, state: Mutex::new(state), room: Notify::new() }
     }
 
     /// Sends the packet that `encode` makes for a fresh transaction id until it is answered.
-    /// `on_slow` is called once, when the first packet was not answered in time. Cancel safe.
+    /// `on_slow` is called once, when the first packet was not answered soon. Cancel safe.
     pub(crate) async fn exchange(
         &self,
         socket: &Socket,
@@ -131,11 +140,16 @@ impl Io {
             self.wait_for_room().await;
             guard.sent();
             socket.send(&packet, to);
-            match tokio::time::timeout(self.timeout, &mut answer).await {
-                Ok(Ok(reply)) => return Ok(reply),
-                Ok(Err(_)) => return Err(RequestError::Closed),
-                Err(_) if attempt == 0 => on_slow(),
-                Err(_) => {}
+            let repeat_at = Instant::now() + self.timeout;
+            if attempt == 0 {
+                let soon = tokio::time::timeout(SLOW_AFTER.min(self.timeout), &mut answer);
+                match soon.await {
+                    Ok(outcome) => return outcome.map_err(|_| RequestError::Closed),
+                    Err(_) => on_slow(),
+                }
+            }
+            if let Ok(outcome) = tokio::time::timeout_at(repeat_at, &mut answer).await {
+                return outcome.map_err(|_| RequestError::Closed);
             }
         }
         Err(RequestError::Timeout)
@@ -191,7 +205,8 @@ impl Io {
     }
 
     pub(crate) fn stats(&self) -> IoStats {
-        IoStats { in_flight: lock(&self.state).in_flight.len() }
+        let state = lock(&self.state);
+        IoStats { in_flight: state.in_flight.len(), sent: state.sent }
     }
 
     /// Ends all requests with [`RequestError::Closed`] and closes the sockets.
@@ -260,7 +275,9 @@ struct Guard<'a> {
 impl Guard<'_> {
     fn sent(&mut self) {
         self.is_counted = true;
-        lock(&self.io.state).congestion.sent();
+        let mut state = lock(&self.io.state);
+        state.congestion.sent();
+        state.sent += 1;
     }
 }
 
@@ -273,5 +290,39 @@ impl Drop for Guard<'_> {
         }
         drop(state);
         self.io.room.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::udx::Udx;
+
+    const TIMEOUT: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_node_is_slow_long_before_it_is_given_up() {
+        let udx = Udx::new();
+        let bind = |kind| Socket::bind(&udx, "127.0.0.1:0".parse().unwrap(), kind).unwrap();
+        let (silent, socket) = (bind(SocketKind::Server), bind(SocketKind::Client));
+        let io = Io::new(socket.clone(), socket.clone(), TIMEOUT);
+        let began = Instant::now();
+        let mut slow = Vec::new();
+        let outcome = io
+            .exchange(
+                &socket,
+                silent.local_addr(),
+                Attempts::default(),
+                |_| vec![0],
+                || {
+                    slow.push(began.elapsed());
+                },
+            )
+            .await;
+        assert_eq!(outcome.err(), Some(RequestError::Timeout));
+        let within = |time: Duration, about: Duration| time.saturating_sub(about).as_millis() < 50;
+        assert!(slow.len() == 1 && within(slow[0], SLOW_AFTER), "{slow:?}");
+        assert!(within(began.elapsed(), (RETRIES + 1) * TIMEOUT), "{:?}", began.elapsed());
+        assert_eq!(io.stats().sent, u64::from(RETRIES) + 1);
     }
 }

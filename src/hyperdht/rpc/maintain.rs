@@ -9,7 +9,6 @@ use tokio::time::MissedTickBehavior;
 
 use super::io::{Attempts, DRAIN_INTERVAL, RequestError};
 use super::message::{NodeId, node_id};
-use super::search::DownHint;
 use super::serve::{DOWN_HINT, PING};
 use super::table::{K, NotAdded, TableNode};
 use super::{Call, Rpc};
@@ -31,8 +30,24 @@ const RECENT_NODE: u64 = 12;
 const OLD_NODE: u64 = 360;
 /// Old nodes that are asked at once whether they are alive, because a new one wants their place.
 const MAX_SWAPS: usize = 3;
+/// Pings of nodes that queries left behind, in flight at once.
+const MAX_SLOW_CHECKS: usize = 20;
 /// Down hints sent in one tick.
 const MAX_DOWN_HINTS: usize = 50;
+
+/// A node that told us of one that is down, and the one that is down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DownHint {
+    pub to: SocketAddrV4,
+    pub down: SocketAddrV4,
+}
+
+impl DownHint {
+    /// One for each node that named `down`.
+    pub(crate) fn to_all(referrers: &[SocketAddrV4], down: SocketAddrV4) -> Vec<Self> {
+        referrers.iter().map(|to| Self { to: *to, down }).collect()
+    }
+}
 
 impl Rpc {
     /// Runs the ticks until the node closes.
@@ -195,7 +210,7 @@ impl Rpc {
                     self.sample(state, sample);
                 }
             }
-            Err(NotAdded::Known) => {}
+            Err(NotAdded::Known | NotAdded::BlockFull) => {}
             Err(NotAdded::RowFull) => {
                 drop(state);
                 self.on_full_row(node);
@@ -265,6 +280,32 @@ impl Rpc {
     /// A node that was asked for something did not answer.
     pub(crate) fn on_timeout(&self, address: SocketAddrV4) {
         lock(&self.state).table.remove(&node_id(address));
+    }
+
+    /// A query went on without these nodes: those that are down leave the table, and whoever named them
+    /// hears of it, or the next query meets them again.
+    pub(crate) fn check_slow(self: &Arc<Self>, slow: Vec<(SocketAddrV4, Vec<DownHint>)>) {
+        for (address, hints) in slow {
+            {
+                let mut state = lock(&self.state);
+                if state.checks >= MAX_SLOW_CHECKS {
+                    return;
+                }
+                state.checks += 1;
+            }
+            let rpc = Arc::clone(self);
+            self.spawn(async move {
+                let answer = rpc.ping(address.into()).await;
+                {
+                    let mut state = lock(&rpc.state);
+                    state.checks = state.checks.saturating_sub(1);
+                }
+                if matches!(answer, Err(RequestError::Timeout)) {
+                    rpc.on_timeout(address);
+                    rpc.send_down_hints(hints);
+                }
+            });
+        }
     }
 
     /// Tells nodes that one they named is down. At most 50 in a tick.

@@ -2,9 +2,10 @@
 //!
 //! [`Rpc`] owns the sockets and the routing table, answers the commands of this layer by itself, and
 //! hands all others to the layer above through [`Rpc::receive`]. The parts that decide anything are
-//! without sockets or clock: [`table`], [`search`], [`nat`], [`congestion`], [`token`].
+//! without sockets or clock: [`table`], [`search`], [`caution`], [`nat`], [`congestion`], [`token`].
 
 pub(crate) mod bootstrap;
+mod caution;
 pub(crate) mod congestion;
 pub(crate) mod io;
 pub(crate) mod maintain;
@@ -273,7 +274,8 @@ impl Rpc {
         self.request_with(&self.socket(), to, call, attempts, || {}).await
     }
 
-    /// [`Rpc::request`] through a given socket; `on_slow` is called when the first packet was lost.
+    /// [`Rpc::request`] through a given socket; `on_slow` is called when the answer does not come
+    /// soon.
     pub(crate) async fn request_with(
         &self,
         socket: &Socket,

@@ -115,6 +115,7 @@ impl Query {
                 Step::Finished => {
                     self.is_finished = true;
                     self.requests.abort_all();
+                    self.rpc.check_slow(self.search.slow_nodes());
                 }
                 Step::Wait => {
                     // We hold a sender, so there is always an event to come or a request in flight.

@@ -1,12 +1,18 @@
 //! The state of one query: whom to ask next, who answered, when to stop (`dht-rpc` `lib/query.js`).
 //!
 //! No sockets and no clock: [`super::query`] sends what [`Search::next`] names and reports back.
+//!
+//! A host can choose among its ports those whose ids are closest to a target. Unlike the reference, a
+//! query therefore ends with only a few nodes of one network block ([`NetworkBlock`]), and asks only so
+//! many of it: who owns one cannot surround a target, nor make a query go on and on.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddrV4;
 
+use super::caution::Caution;
+use super::maintain::DownHint;
 use super::message::{NodeId, node_id};
-use super::table::{K, distance};
+use super::table::{K, MAX_PER_BLOCK, NetworkBlock, distance};
 
 /// How many addresses one query remembers. An honest network offers far fewer.
 const MAX_SEEN: usize = 4096;
@@ -28,13 +34,6 @@ enum Seen {
     Down,
 }
 
-/// A node that told us of one that is down, and the one that is down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct DownHint {
-    pub to: SocketAddrV4,
-    pub down: SocketAddrV4,
-}
-
 /// What the state of a query asks of its driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -51,7 +50,7 @@ pub(crate) enum Step {
 /// A reply among the closest.
 #[derive(Debug, Clone)]
 struct Ranked<T> {
-    id: NodeId,
+    block: Option<NetworkBlock>,
     distance: NodeId,
     reply: T,
 }
@@ -64,6 +63,9 @@ pub(crate) struct Search<T> {
     seen: HashMap<SocketAddrV4, Seen>,
     /// Nodes in line, by their distance from the target.
     pending: BTreeMap<NodeId, SocketAddrV4>,
+    /// Nodes that wait because nobody who is believed named them.
+    doubted: HashSet<SocketAddrV4>,
+    caution: Caution,
     closest: Vec<Ranked<T>>,
     slow: HashSet<SocketAddrV4>,
     in_flight: usize,
@@ -84,6 +86,8 @@ impl<T> Search<T> {
             own_id,
             seen: HashMap::new(),
             pending: BTreeMap::new(),
+            doubted: HashSet::new(),
+            caution: Caution::default(),
             closest: Vec::new(),
             slow: HashSet::new(),
             in_flight: 0,
@@ -141,6 +145,9 @@ impl<T> Search<T> {
                 if let Some(referrer) = referrer.filter(|_| referrers.len() < MAX_REFERRERS) {
                     referrers.push(referrer);
                 }
+                if self.doubted.remove(&address) {
+                    self.pending.insert(distance(&id, &self.target), address);
+                }
             }
             None if is_closer && has_room => {
                 self.seen.insert(address, Seen::Waiting(referrer.into_iter().collect()));
@@ -155,10 +162,19 @@ impl<T> Search<T> {
     pub(crate) fn next(&mut self) -> Step {
         let limit = if self.slowdown { SLOW_CONCURRENCY } else { self.concurrency };
         while self.in_flight < limit + self.slow.len() {
-            let Some((_, address)) = self.pending.pop_first() else { break };
-            if !self.is_closer(&node_id(address)) {
+            let Some((_, address)) = self.pending.pop_first().or_else(|| self.second_choice())
+            else {
+                break;
+            };
+            let id = node_id(address);
+            if !self.is_closer(&id) || !self.is_welcome(&id, address) {
                 continue;
             }
+            if !self.is_believed(address) && self.has_choice() {
+                self.doubted.insert(address);
+                continue;
+            }
+            self.caution.visit(address);
             self.in_flight += 1;
             return Step::Visit(address);
         }
@@ -194,7 +210,7 @@ impl<T> Search<T> {
             self.successes += 1;
         }
         if let Some(id) = id.filter(|id| !is_error && self.is_closer(id)) {
-            self.rank(id, reply);
+            self.rank(id, from, reply);
         }
         let mut hints = Vec::new();
         for address in closer {
@@ -214,24 +230,62 @@ impl<T> Search<T> {
     pub(crate) fn timed_out(&mut self, from: SocketAddrV4) -> Vec<DownHint> {
         self.errors += 1;
         match self.settle(from, Seen::Down) {
-            Some(Seen::Waiting(referrers)) => {
-                referrers.into_iter().map(|to| DownHint { to, down: from }).collect()
-            }
+            Some(Seen::Waiting(referrers)) => DownHint::to_all(&referrers, from),
             _ => Vec::new(),
         }
     }
 
     /// A node's first packet was not answered: ask another one meanwhile.
     pub(crate) fn slow(&mut self, from: SocketAddrV4) {
-        if matches!(self.seen.get(&from), Some(Seen::Waiting(_))) {
-            self.slow.insert(from);
+        if let Some(Seen::Waiting(referrers)) = self.seen.get(&from)
+            && self.slow.insert(from)
+        {
+            self.caution.slow(referrers);
         }
+    }
+
+    /// The nodes that are slow still, and to whom that is worth telling should they be down.
+    pub(crate) fn slow_nodes(&self) -> Vec<(SocketAddrV4, Vec<DownHint>)> {
+        let hints = |down: &SocketAddrV4| match self.seen.get(down) {
+            Some(Seen::Waiting(referrers)) => DownHint::to_all(referrers, *down),
+            _ => Vec::new(),
+        };
+        self.slow.iter().map(|node| (*node, hints(node))).collect()
     }
 
     fn settle(&mut self, from: SocketAddrV4, now: Seen) -> Option<Seen> {
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.slow.remove(&from);
-        self.seen.insert(from, now)
+        let (was_slow, answered) = (self.slow.remove(&from), matches!(now, Seen::Done));
+        let before = self.seen.insert(from, now);
+        if let Some(Seen::Waiting(referrers)) = &before {
+            self.caution.settled(referrers, was_slow, answered);
+        }
+        before
+    }
+
+    /// Whether we know a node by ourselves, or by one whose word is good.
+    fn is_believed(&self, address: SocketAddrV4) -> bool {
+        match self.seen.get(&address) {
+            Some(Seen::Waiting(referrers)) => self.caution.believes(referrers),
+            _ => true,
+        }
+    }
+
+    /// Whether the query gets on without the nodes that are doubted.
+    fn has_choice(&self) -> bool {
+        self.closest.len() >= K || self.in_flight > self.slow.len() || !self.pending.is_empty()
+    }
+
+    /// A node that was put aside, once there is nothing better.
+    fn second_choice(&mut self) -> Option<(NodeId, SocketAddrV4)> {
+        if self.has_choice() {
+            return None;
+        }
+        let target = &self.target;
+        let by_distance = |address: &SocketAddrV4| (distance(&node_id(*address), target), *address);
+        let best = self.doubted.iter().map(by_distance).min()?;
+        self.doubted.remove(&best.1);
+        Some(best)
     }
 
     fn is_closer(&self, id: &NodeId) -> bool {
@@ -241,16 +295,35 @@ impl<T> Search<T> {
         }
     }
 
-    fn rank(&mut self, id: NodeId, reply: T) {
-        let distance = distance(&id, &self.target);
+    /// Whether a node may be asked: there were not too many, and it is closer than the nodes of its block
+    /// that answered, if these are as many as count.
+    fn is_welcome(&self, id: &NodeId, address: SocketAddrV4) -> bool {
+        if !self.caution.allows(address) {
+            return false;
+        }
+        let Some(block) = NetworkBlock::of(*address.ip()) else { return true };
+        let mut ranked = self.closest.iter().filter(|ranked| ranked.block == Some(block));
+        match ranked.nth(MAX_PER_BLOCK - 1) {
+            Some(last) => distance(id, &self.target) < last.distance,
+            None => true,
+        }
+    }
+
+    fn rank(&mut self, id: NodeId, address: SocketAddrV4, reply: T) {
+        let (distance, block) = (distance(&id, &self.target), NetworkBlock::of(*address.ip()));
         match self.closest.binary_search_by_key(&distance, |ranked| ranked.distance) {
             Ok(_) => {}
             Err(index) => {
-                self.closest.insert(index, Ranked { id, distance, reply });
+                self.closest.insert(index, Ranked { block, distance, reply });
+                let of_block = |ranked: &Ranked<T>| block.is_some() && ranked.block == block;
+                if self.closest.iter().filter(|ranked| of_block(ranked)).count() > MAX_PER_BLOCK
+                    && let Some(last) = self.closest.iter().rposition(of_block)
+                {
+                    self.closest.remove(last);
+                }
                 self.closest.truncate(K);
             }
         }
-        debug_assert!(self.closest.iter().all(|ranked| ranked.id != self.own_id));
     }
 }
 
@@ -271,8 +344,7 @@ mod tests {
         let mut search = search();
         (0..30).for_each(|index| _ = search.add(address(index), None));
         let visits = (0..20).filter(|_| matches!(search.next(), Step::Visit(_))).count();
-        assert_eq!(visits, CONCURRENCY);
-        assert_eq!(search.next(), Step::Wait);
+        assert_eq!((visits, search.next()), (CONCURRENCY, Step::Wait));
     }
 
     #[test]
@@ -323,6 +395,44 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_names_silent_ones_is_believed_no_more() {
+        let mut search = search();
+        let liar = address(0);
+        let _ = search.add(liar, None);
+        assert_eq!(search.next(), Step::Visit(liar));
+        let lies: Vec<SocketAddrV4> = (1000..1020).map(address).collect();
+        search.answered(liar, Some(node_id(liar)), false, &lies, 0);
+        search.set_concurrency(1);
+        for _ in 0..3 {
+            let Step::Visit(silent) = search.next() else { panic!("nobody is asked") };
+            search.slow(silent);
+        }
+        let named: Vec<SocketAddrV4> = (2..40).map(address).collect();
+        let _ = search.add(named[0], None);
+        let mut asked = Vec::new();
+        while let Step::Visit(node) = search.next() {
+            asked.push(node);
+            search.answered(node, Some(node_id(node)), false, &named, 0);
+        }
+        assert!(asked.iter().all(|node| !lies.contains(node)), "{asked:?}");
+        assert_eq!(search.closest.len(), K);
+    }
+
+    #[test]
+    fn a_doubted_node_is_asked_when_there_is_nobody_else() {
+        let mut search = search();
+        let _ = search.add(address(0), None);
+        assert_eq!(search.next(), Step::Visit(address(0)));
+        let named: Vec<SocketAddrV4> = (1..10).map(address).collect();
+        search.answered(address(0), Some(node_id(address(0))), false, &named, 0);
+        for _ in &named {
+            let Step::Visit(node) = search.next() else { panic!("somebody is not asked") };
+            search.timed_out(node);
+        }
+        assert_eq!(search.next(), Step::Finished);
+    }
+
+    #[test]
     fn a_slow_node_makes_room_for_another() {
         let mut search = search();
         (0..11).for_each(|index| _ = search.add(address(index), None));
@@ -335,13 +445,55 @@ mod tests {
         assert!(matches!(search.next(), Step::Visit(_)));
     }
 
+    /// Addresses, those closest to the target of [`search`] first.
+    fn by_distance(mut nodes: Vec<SocketAddrV4>) -> Vec<SocketAddrV4> {
+        nodes.sort_by_key(|node| distance(&node_id(*node), &[7; 32]));
+        nodes
+    }
+
+    #[test]
+    fn one_host_with_all_its_ports_cannot_surround_a_target() {
+        let liar = |port| SocketAddrV4::new([20, 6, 6, 6].into(), port);
+        let liars = by_distance((1..20_000).map(liar).collect());
+        let honest: Vec<SocketAddrV4> =
+            (0..60).map(|index| SocketAddrV4::new([20, 1, index, 1].into(), 1000)).collect();
+        let mut search = Search::new([7; 32], [0; 32], true);
+        for node in liars[..K].iter().chain(&honest[..3]) {
+            let _ = search.add(*node, None);
+        }
+        let mut visits = 0;
+        while let Step::Visit(node) = search.next() {
+            visits += 1;
+            // Liars name only each other, the farthest first, so that the next is always closer.
+            let lie: Vec<_> = liars.iter().rev().skip(visits * K).take(K).copied().collect();
+            let closer = if node.ip().octets()[1] == 6 { &lie } else { &honest };
+            search.answered(node, Some(node_id(node)), false, closer, node);
+        }
+        assert!(visits <= honest.len() + 4 * MAX_PER_BLOCK, "{visits}");
+        let closest = search.into_closest();
+        let liars = closest.iter().filter(|node| node.ip().octets()[1] == 6).count();
+        assert_eq!((closest.len(), liars), (K, MAX_PER_BLOCK));
+    }
+
+    #[test]
+    fn a_network_that_is_one_block_is_still_searched() {
+        let all: Vec<SocketAddrV4> =
+            (1..100).map(|host| SocketAddrV4::new([20, 1, 7, host].into(), 1000)).collect();
+        let mut search = Search::new([7; 32], [0; 32], true);
+        let _ = search.add(all[0], None);
+        let all = by_distance(all);
+        while let Step::Visit(node) = search.next() {
+            search.answered(node, Some(node_id(node)), false, &all, node);
+        }
+        assert_eq!(search.into_closest(), all[..MAX_PER_BLOCK]);
+    }
+
     #[test]
     fn a_node_that_names_endless_others_is_bounded() {
         let mut search = search();
         let _ = search.add(address(0), None);
         assert_eq!(search.next(), Step::Visit(address(0)));
-        let flood: Vec<SocketAddrV4> = (1..20_000).map(address).collect();
-        search.answered(address(0), None, false, &flood, 0);
+        search.answered(address(0), None, false, &(1..20_000).map(address).collect::<Vec<_>>(), 0);
         assert!(search.seen.len() <= MAX_SEEN && search.pending() <= MAX_SEEN);
     }
 }

@@ -1,15 +1,36 @@
 //! The routing table: up to 20 persistent nodes for each distance from our own id
 //! (npm `kademlia-routing-table` and `time-ordered-set`).
+//!
+//! A node's id is the hash of its address, so one host has as many ids as it has ports, and whoever has a
+//! network block has hundreds of times more. Unlike the reference, a row therefore takes only a few nodes
+//! of one block ([`NetworkBlock`]): nobody fills it alone.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
+use super::super::addresses::is_bogon;
 use super::message::{NodeId, node_id};
 
 /// Nodes a row holds, and nodes a query ends with.
 pub const K: usize = 20;
 
+/// Nodes of one network block among the [`K`] of a row, or of a query's result.
+pub(crate) const MAX_PER_BLOCK: usize = K / 4;
+
 /// One row for each length of the common prefix with our id.
 const ROWS: usize = 256;
+
+/// The /24 that an address of the public network is in: as a rule one owner has all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct NetworkBlock([u8; 3]);
+
+impl NetworkBlock {
+    /// `None` for addresses that the public network does not have, this machine's among them. There one
+    /// block may be the whole network, and nobody outside of it receives what is sent there.
+    pub(crate) fn of(ip: Ipv4Addr) -> Option<Self> {
+        let [a, b, c, _] = ip.octets();
+        (!is_bogon(ip)).then_some(Self([a, b, c]))
+    }
+}
 
 /// Time in units of the node's 5 s interval.
 pub(crate) type Tick = u64;
@@ -56,6 +77,8 @@ pub(crate) enum NotAdded {
     Known,
     /// Its row has as many nodes as it may.
     RowFull,
+    /// Its row has [`MAX_PER_BLOCK`] nodes of its network block.
+    BlockFull,
 }
 
 /// Nodes ordered by their distance from our id.
@@ -97,6 +120,12 @@ impl RoutingTable {
         let row = self.row_mut(&node.id);
         if row.iter().any(|known| known.id == node.id) {
             return Err(NotAdded::Known);
+        }
+        if let Some(block) = NetworkBlock::of(*node.address.ip()) {
+            let same = |known: &&TableNode| NetworkBlock::of(*known.address.ip()) == Some(block);
+            if row.iter().filter(same).count() >= MAX_PER_BLOCK {
+                return Err(NotAdded::BlockFull);
+            }
         }
         if row.len() >= bucket_size {
             return Err(NotAdded::RowFull);
@@ -225,6 +254,55 @@ mod tests {
         assert!(table.rows.iter().all(|row| row.len() <= K));
         assert!(table.rows[0].len() == K, "half of all ids differ in the first bit");
         assert_eq!(table.len(), table.iter().count());
+    }
+
+    /// As many nodes of a /24 as it can have at one port each.
+    fn flood(table: &mut RoutingTable, block: [u8; 3], port: u16) {
+        let [a, b, c] = block;
+        for host in 0..=255 {
+            let _ = table.add(TableNode::new(SocketAddrV4::new([a, b, c, host].into(), port), 0));
+        }
+    }
+
+    #[test]
+    fn one_network_block_gets_a_quarter_of_a_row() {
+        let mut table = RoutingTable::new([0; 32]);
+        (1..=40).for_each(|port| flood(&mut table, [20, 1, 7], port));
+        assert!(table.rows.iter().all(|row| row.len() <= MAX_PER_BLOCK));
+        assert_eq!(table.rows[0].len(), MAX_PER_BLOCK);
+        // A row that is full for one block is not for others.
+        flood(&mut table, [20, 1, 8], 1);
+        assert_eq!(table.rows[0].len(), 2 * MAX_PER_BLOCK);
+    }
+
+    #[test]
+    fn one_host_with_many_ports_gets_no_more_than_its_block() {
+        let mut table = RoutingTable::new([0; 32]);
+        for port in 1..=u16::MAX {
+            let _ = table.add(TableNode::new(SocketAddrV4::new([20, 1, 7, 9].into(), port), 0));
+        }
+        assert!(table.rows.iter().all(|row| row.len() <= MAX_PER_BLOCK));
+    }
+
+    #[test]
+    fn a_block_that_loses_a_node_may_send_another() {
+        let mut table = RoutingTable::new([0; 32]);
+        flood(&mut table, [20, 1, 7], 1);
+        let newcomer = |port| TableNode::new(SocketAddrV4::new([20, 1, 7, 9].into(), port), 0);
+        let port = (2..).find(|port| newcomer(*port).id[0] >= 0x80).unwrap();
+        assert_eq!(table.add(newcomer(port)), Err(NotAdded::BlockFull));
+        let leaving = table.rows[0][0].id;
+        table.remove(&leaving);
+        assert_eq!(table.add(newcomer(port)), Ok(()));
+    }
+
+    #[test]
+    fn a_private_network_may_be_one_block() {
+        for block in [[127, 0, 0], [192, 168, 1], [10, 0, 0], [100, 64, 0], [172, 16, 0]] {
+            let mut table = RoutingTable::new([0; 32]);
+            flood(&mut table, block, 1);
+            assert_eq!(table.rows[0].len(), K, "{block:?}");
+        }
     }
 
     #[test]

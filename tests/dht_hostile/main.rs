@@ -1,4 +1,4 @@
-//! What a hostile network does to a DHT node: garbage, forged responses, floods. It goes on.
+//! What a hostile network does to a DHT node: garbage, forgeries, floods, lies. It goes on.
 
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
@@ -11,44 +11,18 @@ use alex_p2p::encoding::Writer;
 use alex_p2p::hyperdht::{BootstrapNode, ConnectOptions, DhtOptions, Firewall, HyperDht, Testnet};
 use tokio::net::UdpSocket;
 
-const INTERNAL: u64 = 4;
-const TOKEN: u64 = 2;
-const TARGET: u64 = 8;
-const VALUE: u64 = 16;
+use wire::{
+    ANNOUNCE, FIND_PEER, INVALID_TOKEN, LOOKUP, TARGET, TOKEN, VALUE, answer, attacker,
+    handshake_value, ping, request,
+};
 
-const FIND_PEER: u64 = 2;
-const LOOKUP: u64 = 3;
-const ANNOUNCE: u64 = 4;
-const INVALID_TOKEN: u8 = 2;
-
-/// The front of a request: everything before what its flags announce.
-fn request(flags: u64, tid: u16) -> Writer {
-    let mut writer = Writer::new();
-    writer.u8(3).uint(flags).u16(tid).raw(&[127, 0, 0, 1, 1, 0]);
-    writer
-}
-
-fn ping(tid: u16) -> Vec<u8> {
-    request(INTERNAL, tid).uint(0).as_slice().to_vec()
-}
-
-async fn attacker() -> UdpSocket {
-    UdpSocket::bind("127.0.0.1:0").await.expect("bind")
-}
-
-/// The next packet that answers `tid`, whatever else is still on its way.
-async fn answer(socket: &UdpSocket, tid: u16) -> Option<Vec<u8>> {
-    let mut buffer = [0; 4096];
-    let receive = async {
-        loop {
-            let (length, _) = socket.recv_from(&mut buffer).await.expect("receive");
-            if length >= 4 && buffer[0] == 0x13 && buffer[2..4] == tid.to_le_bytes() {
-                return buffer[..length].to_vec();
-            }
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(2), receive).await.ok()
-}
+mod floods;
+mod forgeries;
+mod liars;
+#[path = "../peers/setup.rs"]
+#[allow(dead_code)] // the tests of peers use more of it
+mod setup;
+mod wire;
 
 async fn assert_alive(socket: &UdpSocket, node: SocketAddr) {
     // A queue that a flood filled may have dropped a ping or two.
@@ -184,7 +158,7 @@ async fn a_flood_of_handshakes_is_bounded_and_the_server_still_reachable() {
     let target = crypto::hash(&[keys.public_key().as_bytes()]);
     for round in 0..5000u32 {
         let noise = [crypto::random::<96>().as_slice(), &round.to_le_bytes()].concat();
-        let value = Writer::new().uint(0).uint(0).buffer(&noise).as_slice().to_vec();
+        let value = handshake_value(&noise);
         let mut packet = request(TARGET | VALUE, round as u16);
         packet.uint(0).raw(&target).buffer(&value);
         socket.send_to(packet.as_slice(), server_node.local_addr()).await.expect("send");
