@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
 
 use super::messages::commands;
 use super::messages::handshake::RelayInfo;
@@ -64,14 +65,16 @@ pub(crate) struct Announcer {
     state: Mutex<State>,
     /// Held while rounds are made.
     running: tokio::sync::Mutex<()>,
+    /// Announcements under way.
+    commits: TaskTracker,
     /// Counts finished rounds.
     rounds: watch::Sender<u64>,
 }
 
 impl Announcer {
     pub(crate) fn new(keys: KeyPair, target: NodeId) -> Self {
-        let (state, running) = Default::default();
-        Self { keys, target, state, running, rounds: watch::Sender::new(0) }
+        let (state, running, commits) = Default::default();
+        Self { keys, target, state, running, commits, rounds: watch::Sender::new(0) }
     }
 
     /// The nodes that pass handshakes on, and where they see us.
@@ -176,10 +179,10 @@ impl Announcer {
             for reply in asked {
                 let (rpc, reply) = (Arc::clone(rpc), Arc::clone(reply));
                 let (keys, target) = (self.keys.clone(), self.target);
-                commits.spawn(async move {
+                commits.spawn(self.commits.track_future(async move {
                     let relay = commit(&rpc, &keys, target, Vec::new(), &reply).await?;
                     knows(&rpc, &keys, target, reply.from).await.then_some(relay)
-                });
+                }));
             }
             while let Some(outcome) = commits.join_next().await {
                 relays.extend(outcome.ok().flatten());
@@ -214,6 +217,9 @@ impl Announcer {
     /// be cancelled: it may be in the middle of a step still.
     pub(crate) async fn stop(&self, rpc: &Arc<Rpc>) {
         let _over = self.running.lock().await;
+        // One that was broken off may be about to send still.
+        self.commits.close();
+        self.commits.wait().await;
         let state = std::mem::take(&mut *lock(&self.state));
         let relays = state.relays.into_iter().map(|relay| relay.relay_address);
         // Those of a round that was broken off may have it, too.
