@@ -55,6 +55,11 @@ impl Caution {
         }
     }
 
+    /// A node named one that had answered before. That counts too: who answers late names few others.
+    pub(super) fn named_known(&mut self, referrer: SocketAddrV4) {
+        self.credits.entry(referrer).or_default().answered += 1;
+    }
+
     /// A node that `referrers` named has not answered yet.
     pub(super) fn slow(&mut self, referrers: &[SocketAddrV4]) {
         for referrer in referrers {
@@ -123,6 +128,14 @@ mod tests {
         // Late, but there.
         caution.settled(&liar, true, true);
         assert!(caution.believes(&liar));
+    }
+
+    #[test]
+    fn naming_nodes_that_answered_before_earns_belief() {
+        let (mut caution, late) = (Caution::default(), [address(20, 1)]);
+        (0..5).for_each(|_| caution.named_known(late[0]));
+        (0..5).for_each(|_| caution.slow(&late));
+        assert!(caution.believes(&late));
     }
 
     #[test]

@@ -137,7 +137,7 @@ impl<T> Search<T> {
         let is_closer = self.is_closer(&id);
         let has_room = self.seen.len() < MAX_SEEN;
         match self.seen.get_mut(&address) {
-            Some(Seen::Done) => {}
+            Some(Seen::Done) => referrer.iter().for_each(|by| self.caution.named_known(*by)),
             Some(Seen::Down) => {
                 return (is_closer, referrer.map(|to| DownHint { to, down: address }));
             }
