@@ -23,7 +23,8 @@ const MAX_FACETS: usize = 50;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SearchOptions {
-    /// Words that begin words of the title, author, series or ISBN; case and accents do not matter. An
+    /// Words that begin words of the title, author, series or ISBN; case and accents do not matter, and
+    /// numbers of four or more digits count whole. An
     /// ISBN of 10 digits finds the same one of 13, and the other way round.
     pub query: Option<String>,
     /// Only the catalogs of these servers (keys, or invite links); all unless told.
@@ -157,7 +158,7 @@ pub(super) fn search(
 
 fn most(counts: Counts) -> Counts {
     let mut counts: Vec<_> = counts.into_iter().collect();
-    counts.sort_by(|a, b| b.1.cmp(&a.1));
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
     counts.truncate(MAX_FACETS);
     counts.into_iter().collect()
 }

@@ -31,7 +31,7 @@ pub(super) struct Bounds {
 
 impl Bounds {
     pub(super) const DEFAULT: Self =
-        Self { sorted: 6_000, read: 2_000, counted: 40_000, steps: 30_000, steps_read: 3_000 };
+        Self { sorted: 4_000, read: 2_500, counted: 40_000, steps: 25_000, steps_read: 2_000 };
 }
 
 /// What books are sorted by.
@@ -105,7 +105,7 @@ pub(super) fn find(connection: &Connection, search: &Search<'_>) -> Result<Found
         return sorted(connection, search, &candidates);
     }
     let (mut found, is_whole) = walk(connection, search, Some(&candidates))?;
-    if !is_whole && !reads {
+    if !is_whole && !reads && candidates.rows.len() <= 2 * search.bounds.sorted {
         // What is wanted lies far along the order: then all are sorted after all.
         return sorted(connection, search, &candidates);
     }
@@ -174,21 +174,29 @@ struct Candidates {
 impl Candidates {
     /// `None` when there are too many.
     fn of(connection: &Connection, search: &Search<'_>) -> Result<Option<Self>, StoreError> {
+        let counted = search.bounds.counted;
+        let mut known = None;
         if !search.typed.is_empty() {
             let (query, says_words) = search.typed.index_query();
-            if let Some(rows) = matching(connection, search, &query)? {
-                return Ok(Some(Self { rows, says_words }));
-            }
+            known = matching(connection, search, &query, counted)?
+                .map(|rows| Self { rows, says_words });
         }
+        if known.as_ref().is_some_and(|known| known.rows.len() <= search.bounds.read) {
+            return Ok(known);
+        }
+        // A filter may be rarer than the words.
         let filters = [('l', &search.languages), ('f', &search.formats)];
         for (kind, terms) in filters.into_iter().filter(|(_, terms)| !terms.is_empty()) {
             let terms = terms.iter().map(|term| format!("\"{}\"", search::filter_word(kind, term)));
             let query = terms.collect::<Vec<_>>().join(" OR ");
-            if let Some(rows) = matching(connection, search, &query)? {
-                return Ok(Some(Self { rows, says_words: search.typed.is_empty() }));
+            let most = if search.typed.is_empty() { counted } else { search.bounds.sorted };
+            let Some(rows) = matching(connection, search, &query, most)? else { continue };
+            match &mut known {
+                Some(known) => known.rows.retain(|row| rows.binary_search(row).is_ok()),
+                None => known = Some(Self { rows, says_words: search.typed.is_empty() }),
             }
         }
-        Ok(None)
+        Ok(known)
     }
 }
 
@@ -197,6 +205,7 @@ fn matching(
     connection: &Connection,
     search: &Search<'_>,
     query: &str,
+    most: usize,
 ) -> Result<Option<Vec<i64>>, StoreError> {
     let mut statement = connection.prepare_cached(
         "SELECT rowid FROM catalog_search WHERE catalog_search MATCH ?1 AND rowid BETWEEN ?2 AND ?3",
@@ -205,7 +214,7 @@ fn matching(
     for (first, last) in search.ranges() {
         let mut rows = statement.query((query, first, last))?;
         while let Some(row) = rows.next()? {
-            if found.len() == search.bounds.counted {
+            if found.len() == most {
                 return Ok(None);
             }
             found.push(row.get(0)?);

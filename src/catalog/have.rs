@@ -48,15 +48,15 @@ pub(super) fn have(
         return Ok(Some(Have::Transfer { transfer_id }));
     }
     let Some(own) = own else { return Ok(None) };
-    if let Some(hash) = hash(book) {
-        if let Some(book_id) = own_book(connection, own, &filter_word('h', &hash))? {
-            return Ok(Some(Have::Hash { book_id }));
-        }
+    if let Some(hash) = hash(book)
+        && let Some(book_id) = own_book(connection, own, &filter_word('h', &hash))?
+    {
+        return Ok(Some(Have::Hash { book_id }));
     }
-    if let Some(isbn) = book.isbn.as_deref().and_then(isbn) {
-        if let Some(book_id) = own_book(connection, own, &isbn)? {
-            return Ok(Some(Have::Isbn { book_id }));
-        }
+    if let Some(isbn) = book.isbn.as_deref().and_then(isbn)
+        && let Some(book_id) = own_book(connection, own, &isbn)?
+    {
+        return Ok(Some(Have::Isbn { book_id }));
     }
     Ok(None)
 }

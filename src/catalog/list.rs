@@ -28,7 +28,8 @@ const MAX_CURSOR_BYTES: usize = 600;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ListOptions {
-    /// Words that begin words of the title, author, series or ISBN; case and accents do not matter.
+    /// Words that begin words of the title, author, series or ISBN; case and accents do not matter, and
+    /// numbers of four or more digits count whole.
     pub search: Option<String>,
     /// Only books of one of these formats; all when empty.
     pub formats: Vec<String>,
@@ -58,8 +59,8 @@ pub struct Page {
     /// How many books the catalog has, or how many the search finds; at least so many when it is not
     /// exact.
     pub total: u64,
-    /// Whether `total` is exact, which it is up to 6,000 books (2,000 for some searches), often up to
-    /// 40,000, and always without search and filters.
+    /// Whether `total` is exact, which it is up to 2,500 books, often up to 40,000, and always without
+    /// search and filters.
     pub is_total_exact: bool,
 }
 

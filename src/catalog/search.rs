@@ -153,23 +153,35 @@ impl Typed {
     }
 
     /// The FTS5 query for the words that tell books apart, and whether it says all: else [`Self::finds`]
-    /// has to be asked of what it finds. Every word is a quoted prefix, so that any input is valid.
+    /// has to be asked of what it finds. Every word is quoted, so that any input is valid.
     pub(super) fn index_query(&self) -> (String, bool) {
         let is_rare =
             |word: &&String| word.chars().count() > 2 && !STOP_WORDS.contains(&word.as_str());
         let rare: Vec<_> = self.words.iter().filter(is_rare).collect();
         let chosen = if rare.is_empty() { self.words.iter().collect() } else { rare };
         let says_all = chosen.len() == self.words.len();
-        let quoted: Vec<_> = chosen.iter().map(|word| format!("\"{word}\"*")).collect();
+        let quoted: Vec<_> = chosen
+            .iter()
+            .map(|word| format!("\"{word}\"{}", if is_number(word) { "" } else { "*" }))
+            .collect();
         (quoted.join(" AND "), says_all)
     }
 
     /// Whether each of the words begins one of `words`.
     pub(super) fn finds(&self, words: &str) -> bool {
-        self.words
-            .iter()
-            .all(|typed| words.split([' ', '\u{1}']).any(|word| word.starts_with(typed.as_str())))
+        self.words.iter().all(|typed| {
+            let is_whole = is_number(typed);
+            words
+                .split([' ', '\u{1}'])
+                .any(|word| if is_whole { word == typed } else { word.starts_with(typed.as_str()) })
+        })
     }
+}
+
+/// Numbers of four or more digits are looked for whole: every ISBN begins like thousands of others, and
+/// the index would have to gather all of them.
+fn is_number(word: &str) -> bool {
+    word.len() >= 4 && word.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -200,8 +212,8 @@ mod tests {
 
     #[test]
     fn a_dashed_isbn_is_looked_up_by_its_digits() {
-        assert_eq!(query("978-0-14-143951-8").as_deref(), Some("\"9780141439518\"*"));
-        assert_eq!(query("0 14 143951 3").as_deref(), Some("\"9780141439518\"*"));
+        assert_eq!(query("978-0-14-143951-8").as_deref(), Some("\"9780141439518\""));
+        assert_eq!(query("0 14 143951 3").as_deref(), Some("\"9780141439518\""));
         assert_eq!(query("catch-22").as_deref(), Some("\"catch\"*"));
     }
 

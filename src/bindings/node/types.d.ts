@@ -371,8 +371,9 @@ export type CatalogSort =
 /** Which books to list. */
 export interface ListOptions extends WaitOptions {
   /**
-   * Words that begin words of the title, author, series or ISBN; case and accents do not matter. An ISBN of
-   * 10 digits finds the same one of 13, and the other way round, however they are parted.
+   * Words that begin words of the title, author, series or ISBN; case and accents do not matter. Numbers of
+   * four or more digits count whole. An ISBN of 10 digits finds the same one of 13, and the other way round,
+   * however they are parted.
    */
   search?: string
   /** Only books of one of these formats; all when left out or empty. */
@@ -404,7 +405,7 @@ export interface CatalogPage {
   total: number
   /**
    * Whether `total` is exact. It is without search and filters, for words that find up to 40,000 books, and
-   * with filters, or with words as common as "the" beside others, for up to 2,000. Else say "more than".
+   * with filters, or with words as common as "the" beside others, for up to 1,000. Else say "more than".
    */
   isTotalExact: boolean
 }
@@ -412,8 +413,9 @@ export interface CatalogPage {
 /** Which books to find among those of all peers. */
 export interface SearchOptions extends WaitOptions {
   /**
-   * Words that begin words of the title, author, series or ISBN; case and accents do not matter. An ISBN of
-   * 10 digits finds the same one of 13, and the other way round, however they are parted.
+   * Words that begin words of the title, author, series or ISBN; case and accents do not matter. Numbers of
+   * four or more digits count whole. An ISBN of 10 digits finds the same one of 13, and the other way round,
+   * however they are parted.
    */
   query?: string
   /** Only the catalogs of these servers, as keys or invite links; all when left out. */
@@ -469,7 +471,7 @@ export interface SearchPage {
   isTotalExact: boolean
   /**
    * How many of the books found are of one kind: by format and by language (in lower case, the 50 most
-   * frequent), and by server. `null` where more are found than are counted in time (2,000 to 6,000), and
+   * frequent), and by server. `null` where more are found than are counted in time (1,000 to 4,000), and
    * where nothing is typed and nothing filtered.
    */
   facets: {
