@@ -116,7 +116,7 @@ pub(super) fn find(connection: &Connection, search: &Search<'_>) -> Result<Found
 
 impl Found {
     fn least(&self) -> u64 {
-        self.rows.len() as u64 + u64::from(self.next.is_some() && !self.rows.is_empty())
+        self.rows.len() as u64
     }
 }
 
@@ -303,22 +303,27 @@ fn walk(
     let mut found = Found::default();
     let (mut steps, mut read) = (0, 0);
     let mut last: Option<Place> = None;
+    let keep = |row: i64, format: &str, language: &str| {
+        search.lets(format, language)
+            && candidates.is_none_or(|known| known.rows.binary_search(&row).is_ok())
+    };
     for mut part in Walk::parts(connection, search)? {
-        while let Some(Step { place, words, format, language }) = part.next()? {
-            if steps == search.bounds.steps || read == search.bounds.steps_read {
+        while let Some(Step { place, words, weight }) = part.next(&keep)? {
+            if last.is_some() && (steps >= search.bounds.steps || read >= search.bounds.steps_read)
+            {
                 found.next = last;
                 return Ok((found, false));
             }
-            steps += 1;
-            let is_known = candidates.map(|known| known.rows.binary_search(&place.row).is_ok());
-            let is_hit = search.lets(&format, &language)
-                && is_known != Some(false)
-                && (candidates.is_some_and(|known| known.says_words)
-                    || search.typed.finds(&words)
-                    || {
-                        read += 1;
-                        finds(connection, search, place.row, &[])?
-                    });
+            steps += weight;
+            let is_hit = match words {
+                None => false,
+                Some(_) if candidates.is_some_and(|known| known.says_words) => true,
+                Some(words) if search.typed.finds(&words) => true,
+                Some(_) => {
+                    read += 1;
+                    finds(connection, search, place.row, &[])?
+                }
+            };
             if is_hit && found.rows.len() == search.limit {
                 found.next = last;
                 return Ok((found, true));

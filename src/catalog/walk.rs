@@ -19,11 +19,15 @@ const END: &str = "\u{10ffff}\u{10ffff}";
 /// One book on the way.
 pub(super) struct Step {
     pub(super) place: Place,
-    /// Words of the book, as far as the index has them.
-    pub(super) words: String,
-    pub(super) format: String,
-    pub(super) language: String,
+    /// Words of the book, as far as the index has them; `None` where the books up to here were passed
+    /// over.
+    pub(super) words: Option<String>,
+    /// How many books of the index this step stands for.
+    pub(super) weight: usize,
 }
+
+/// Whether a book with this row, format and language may be a hit.
+pub(super) type Keep<'a> = dyn Fn(i64, &str, &str) -> bool + 'a;
 
 /// A stretch of the order over every catalog of a search.
 pub(super) struct Walk<'a> {
@@ -114,17 +118,17 @@ impl<'a> Walk<'a> {
     }
 
     /// The next book.
-    pub(super) fn next(&mut self) -> Result<Option<Step>, StoreError> {
+    pub(super) fn next(&mut self, keep: &Keep<'_>) -> Result<Option<Step>, StoreError> {
         if !self.is_started {
             self.is_started = true;
             for at in 0..self.feeds.len() {
-                self.offer(at)?;
+                self.offer(at, keep)?;
             }
         }
         let Some(head) = self.heads.pop() else { return Ok(None) };
         let (Head::Up(Reverse((_, at))) | Head::Down(_, at)) = head;
         let step = self.feeds.get_mut(at).and_then(|feed| feed.steps.pop_front());
-        self.offer(at)?;
+        self.offer(at, keep)?;
         Ok(step.map(|mut step| {
             step.place.key.insert_str(0, self.class);
             step
@@ -132,8 +136,8 @@ impl<'a> Walk<'a> {
     }
 
     /// Puts the first step of a catalog among the heads.
-    fn offer(&mut self, at: usize) -> Result<(), StoreError> {
-        self.read(at)?;
+    fn offer(&mut self, at: usize, keep: &Keep<'_>) -> Result<(), StoreError> {
+        self.read(at, keep)?;
         let step = self.feeds.get(at).and_then(|feed| feed.steps.front());
         if let Some(place) = step.map(|step| step.place.clone()) {
             let up = |place| Head::Up(Reverse((place, at)));
@@ -143,7 +147,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Reads ahead in a catalog of which nothing is left.
-    fn read(&mut self, at: usize) -> Result<(), StoreError> {
+    fn read(&mut self, at: usize, keep: &Keep<'_>) -> Result<(), StoreError> {
         let Some(feed) = self.feeds.get_mut(at) else { return Ok(()) };
         while feed.steps.is_empty() {
             let Some(from) = feed.from.take() else { return Ok(()) };
@@ -160,26 +164,28 @@ impl<'a> Walk<'a> {
             };
             let tells = !matches!(self.sort, Sort::Added | Sort::Published);
             let mut count = 0;
-            let mut end = None;
             while let Some(row) = rows.next()? {
                 count += 1;
-                let key: String = row.get(0)?;
-                let place = Place { key, row: row.get(1)? };
-                end = Some(place.clone());
-                if self.except.as_ref().is_some_and(|text| place.key.starts_with(text.as_str())) {
-                    continue;
+                let text = |at| -> Result<&str, StoreError> {
+                    Ok(row.get_ref(at)?.as_str().map_err(rusqlite::Error::from)?)
+                };
+                let (key, id) = (text(0)?, row.get(1)?);
+                let is_left = self.except.as_ref().is_some_and(|text| key.starts_with(text));
+                let is_kept = !is_left && keep(id, text(2)?, text(3)?);
+                let is_last = count == feed.size;
+                if is_kept || is_last {
+                    let words = if tells { key.to_owned() } else { String::new() };
+                    feed.steps.push_back(Step {
+                        place: Place { key: key.to_owned(), row: id },
+                        words: is_kept.then_some(words),
+                        weight: if is_last { count } else { 0 },
+                    });
                 }
-                feed.steps.push_back(Step {
-                    words: if tells { place.key.clone() } else { String::new() },
-                    place,
-                    format: row.get(2)?,
-                    language: row.get(3)?,
-                });
+                if is_last {
+                    feed.from = Some(Place { key: key.to_owned(), row: id });
+                }
             }
-            if count == feed.size {
-                feed.from = end;
-                feed.size = MOST_STEPS.min(feed.size * 2);
-            }
+            feed.size = MOST_STEPS.min(feed.size * 2);
         }
         Ok(())
     }
