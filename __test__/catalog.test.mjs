@@ -71,7 +71,7 @@ test('a peer\'s catalog is followed live, and can be browsed while the peer is o
 test('an unknown peer\'s catalog is empty', async (t) => {
   const node = await openNode(t, await testnet(t, 1))
   const theirs = node.catalog.of('1m1ewdyh4bufibabw4d6ckjhfmddthpikyzok4qqe1ozn916q16y')
-  assert.deepEqual(await theirs.list(), { books: [], nextCursor: null, total: 0 })
+  assert.deepEqual(await theirs.list(), { books: [], nextCursor: null, total: 0, isTotalExact: true })
   assert.equal(await theirs.status(), null)
 })
 
@@ -118,4 +118,52 @@ test('a book that breaks a limit is refused, and nothing of its batch is publish
   const batch = [...books, { id: 'huge', title: 'x'.repeat(70_000) }]
   assert.equal((await failure(node.catalog.publish(batch))).code, 'ERR_INVALID_ARGUMENT')
   assert.equal((await node.catalog.list()).total, 0)
+})
+
+test('the catalogs of all peers are searched at once, and say which books are here already', async (t) => {
+  const network = await testnet(t)
+  const [a, b, c] = [await openNode(t, network), await openNode(t, network), await openNode(t, network)]
+  await a.catalog.publish([
+    { id: '1', title: 'Les Misérables', author: 'Victor Hugo', format: 'epub', language: 'fr', isbn: '0-14-143951-3' },
+    { id: '2', title: 'Hugo', author: 'Zoë Ada', format: 'pdf', language: 'en' }
+  ])
+  await b.catalog.publish([{ id: '1', title: 'The Hunchback', author: 'Hugo', format: 'epub', hash: 'ab'.repeat(32) }])
+  await c.catalog.publish([
+    { id: 'own', title: 'Hugo, a life', isbn: '9780141439518' },
+    { id: 'file', title: 'Notre-Dame', hash: 'AB'.repeat(32) }
+  ])
+  await pair(a, c)
+  await pair(b, c)
+  await offered(c, a, 2)
+  await offered(c, b, 1)
+  const names = (page) => page.hits.map(({ peer, book }) => (peer === b.identity.publicKey ? 'b' : 'a') + book.id)
+
+  const page = await c.catalog.search({ query: 'hugo' })
+  assert.deepEqual(names(page), ['a2', 'a1', 'b1'])
+  assert.deepEqual([page.total, page.isTotalExact, page.nextCursor], [3, true, null])
+  assert.deepEqual(page.facets.formats, { epub: 2, pdf: 1 })
+  assert.deepEqual(page.facets.languages, { fr: 1, en: 1 })
+  assert.deepEqual(page.facets.peers, { [a.identity.publicKey]: 2, [b.identity.publicKey]: 1 })
+  assert.deepEqual(
+    page.hits.map((hit) => hit.have),
+    [null, { by: 'isbn', bookId: 'own' }, { by: 'hash', bookId: 'file' }]
+  )
+  assert.equal((await c.catalog.search({ query: 'hugo', includeOwn: true })).hits.filter((hit) => hit.isOwn).length, 1)
+  assert.deepEqual(names(await c.catalog.search({ query: '978 0 14 143951 8' })), ['a1'])
+  assert.deepEqual(names(await c.catalog.search({ sort: 'author', descending: true })), ['a2', 'a1', 'b1'])
+  assert.deepEqual(names(await c.catalog.search({ formats: ['EPUB'], peers: [a.identity.inviteLink()] })), ['a1'])
+  const first = await c.catalog.search({ sort: 'title', limit: 2 })
+  const rest = await c.catalog.search({ sort: 'title', limit: 2, cursor: first.nextCursor })
+  assert.deepEqual([...names(first), ...names(rest)], ['a2', 'a1', 'b1'])
+  const listed = await c.catalog.of(a.identity.publicKey).list({ languages: ['en'], sort: 'title' })
+  assert.deepEqual([listed.books.map((book) => book.id), listed.total], [['2'], 1])
+
+  for (const [options, code] of [
+    [{ limit: 0 }, 'ERR_INVALID_ARGUMENT'],
+    [{ sort: 'colour' }, 'ERR_INVALID_ARGUMENT'],
+    [{ cursor: 'x' }, 'ERR_INVALID_ARGUMENT'],
+    [{ peers: ['nobody'] }, 'ERR_INVALID_KEY']
+  ]) {
+    assert.equal((await failure(c.catalog.search(options))).code, code, JSON.stringify(options))
+  }
 })

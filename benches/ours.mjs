@@ -2,7 +2,7 @@
 
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
-import { books } from './entries.mjs'
+import { books, searches, variedBooks } from './entries.mjs'
 
 const { P2PNode, Testnet } = createRequire(import.meta.url)('../index.js')
 const patience = () => ({ signal: AbortSignal.timeout(15 * 60_000) })
@@ -60,6 +60,51 @@ export class Worker {
       if ((await this.node.catalog.of(key).status())?.books === count) break
     }
     return performance.now() - start
+  }
+
+  async syncUnchanged({ count }) {
+    const list = books(count)
+    const { length } = this.node.catalog
+    const start = performance.now()
+    await this.node.catalog.sync(list)
+    const ms = performance.now() - start
+    if (this.node.catalog.length !== length) throw new Error('it appended something')
+    return ms
+  }
+
+  async fill({ count }) {
+    const book = variedBooks()
+    await this.#open()
+    for (let at = 0; at < count; at += 5000) {
+      const some = Array.from({ length: Math.min(5000, count - at) }, (_, n) => book(at + n))
+      await this.node.catalog.publish(some)
+    }
+  }
+
+  async reopen() {
+    await this.node.close()
+    const start = performance.now()
+    await this.#open()
+    await this.node.catalog.list()
+    return performance.now() - start
+  }
+
+  async searches() {
+    const times = []
+    for (let round = 0; round < 5; round++) {
+      for (const options of searches()) {
+        const start = performance.now()
+        await this.node.catalog.search(options)
+        times.push(performance.now() - start)
+      }
+    }
+    return times.toSorted((a, b) => a - b)[Math.floor(times.length * 0.99)]
+  }
+
+  /** A node on its own. */
+  async #open() {
+    const dataDir = join(this.#directory, 'alone')
+    this.node = await P2PNode.open({ dataDir, bootstrap: [], host: '127.0.0.1', port: 0 })
   }
 
   async share({ path }) {

@@ -1,9 +1,11 @@
 // What is measured. A group takes one measurement of one side and gives the value of each of its rows.
 
+import { existsSync } from 'node:fs'
 import { randomFillSync } from 'node:crypto'
 import { open, readdir, readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { root } from '../scripts/toolchain.mjs'
+import { realEntries } from './entries.mjs'
 
 const MB = 1e6
 
@@ -39,6 +41,34 @@ export const groups = [
       return { [id]: count / (ms / 1000) }
     }
   })),
+  {
+    oursOnly: true,
+    once: true,
+    skip: () => (existsSync(realEntries) ? null : `there is no ${realEntries}`),
+    rows: [
+      { id: 'search-1m-p99', unit: 'ms', better: 'low' },
+      { id: 'reopen-1m', unit: 'ms', better: 'low' }
+    ],
+    // Of what people type, with filters and orders; and from opening to the first page.
+    async measure(side) {
+      const node = await side.start()
+      await node.fill({ count: 1_000_000 })
+      const reopen = await node.reopen()
+      return { 'search-1m-p99': await node.searches(), 'reopen-1m': reopen }
+    }
+  },
+  {
+    oursOnly: true,
+    rows: [{ id: 'sync-100k-unchanged', unit: 'ms', better: 'low' }],
+    // The whole library once more, of which nothing changed.
+    async measure(side) {
+      const { bootstrap } = await side.testnet()
+      const node = await side.start()
+      await node.open({ bootstrap, name: 'library' })
+      await node.publish({ count: 100_000 })
+      return { 'sync-100k-unchanged': await node.syncUnchanged({ count: 100_000 }) }
+    }
+  },
   largeBook('file-256m', 256 * 1024 * 1024, 3),
   largeBook('book-1g', 1024 * 1024 * 1024, 5),
   {

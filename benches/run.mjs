@@ -37,7 +37,7 @@ const values = new Map(wanted.map((row) => [row.id, { ours: [], js: [] }]))
 for (const group of new Set(wanted.map((row) => row.group))) {
   const count = group.once ? 1 : Math.max(runs, group.runs ?? 0)
   for (let run = 0; run < count; run++) {
-    for (const kind of run % 2 === 0 ? ['ours', 'js'] : ['js', 'ours']) {
+    for (const kind of group.oursOnly ? ['ours'] : run % 2 === 0 ? ['ours', 'js'] : ['js', 'ours']) {
       note(`${group.rows.map((row) => row.id).join(', ')}: run ${run + 1} of ${count}, ${kind}`)
       const measured = await measure(group, kind)
       for (const [id, value] of Object.entries(measured)) values.get(id)?.[kind].push(value)
@@ -47,6 +47,7 @@ for (const group of new Set(wanted.map((row) => row.group))) {
 
 const results = wanted.map((row) => {
   const ours = median(values.get(row.id).ours)
+  if (row.group.oursOnly) return { id: row.id, unit: row.unit, ours: round(ours), js: null, ratio: null }
   const js = median(values.get(row.id).js)
   const ratio = row.better === 'low' ? js / ours : ours / js
   return { id: row.id, unit: row.unit, ours: round(ours), js: round(js), ratio: round(ratio) }
@@ -83,13 +84,13 @@ function readArguments(words) {
 function printTable(results) {
   const table = [
     ['', 'unit', 'ours', 'JavaScript', 'ratio'],
-    ...results.map((r) => [r.id, r.unit, r.ours, r.js, r.ratio].map(String))
+    ...results.map((r) => [r.id, r.unit, r.ours, r.js ?? '-', r.ratio ?? '-'].map(String))
   ]
   const widths = table[0].map((_, column) => Math.max(...table.map((row) => row[column].length)))
   for (const row of table) {
     console.log(row.map((cell, i) => (i < 2 ? cell.padEnd(widths[i]) : cell.padStart(widths[i]))).join('  '))
   }
-  console.log('\nA ratio above 1 means that ours is better. Medians; both sides measured in this run.')
+  console.log('\nA ratio above 1 means that ours is better. Medians; both sides measured in this run; - where JavaScript has no counterpart.')
 }
 
 function note(text) {

@@ -1,32 +1,49 @@
-//! Pages of a catalog: in the order of publication, with a search and a cursor.
+//! Pages of one catalog: filtered, in an order, with a cursor.
 //!
-//! The cursor names the last row of a page. Rows keep their place when a book is described anew, so
-//! paging neither repeats nor skips a book whatever is published meanwhile.
+//! The cursor names the place of a page's last book in the order. Rows keep their place when a book is
+//! described anew with the same words, so paging neither repeats nor skips a book whatever is published
+//! meanwhile.
 
-use rusqlite::{Connection, params};
+use std::fmt::Write;
+
+use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
+use super::CatalogError;
 use super::entry::{self, BookEntry};
+use super::find::{Bounds, Found, Place, Search, Sort, find};
+use super::search::{Typed, term};
 use super::view::{self, Feed};
-use super::{CatalogError, search};
-use crate::store::StoreError;
 
 /// How many books a page has unless told.
 const DEFAULT_LIMIT: u32 = 50;
 /// The most books a page has.
 const MAX_LIMIT: u32 = 1000;
+/// How many formats or languages are looked at in a filter; more are left out.
+const MAX_TERMS: usize = 32;
+/// The longest cursor, in bytes.
+const MAX_CURSOR_BYTES: usize = 600;
 
 /// Which books to list.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ListOptions {
-    /// Words that begin words of the title, author, series or ISBN; case and accents do not matter.
+    /// Words that begin words of the title, author, series or ISBN; case and accents do not matter, and
+    /// numbers of four or more digits count whole.
     pub search: Option<String>,
+    /// Only books of one of these formats; all when empty.
+    pub formats: Vec<String>,
+    /// Only books in one of these languages, as the server writes them; all when empty.
+    pub languages: Vec<String>,
+    /// The order; that of publication unless told.
+    pub sort: Option<Sort>,
+    /// The other way round.
+    pub descending: bool,
     /// The `next_cursor` of the page before.
     pub cursor: Option<String>,
     /// How many books, 1 to 1,000; 50 unless told.
     pub limit: Option<u32>,
-    /// The newest first instead of the oldest.
+    /// The newest first instead of the oldest: descending, in the order of publication.
     pub newest_first: bool,
 }
 
@@ -36,10 +53,33 @@ pub struct ListOptions {
 pub struct Page {
     /// The books, with their texts made safe to show.
     pub books: Vec<BookEntry>,
-    /// Where the next page begins; `None` at the end.
+    /// Where the next page begins; `None` at the end. A page may have fewer books than the limit, or
+    /// none, and yet a cursor: what it looked for is rare, and it stopped looking for a moment.
     pub next_cursor: Option<String>,
-    /// How many books the catalog has, or how many the search finds.
+    /// How many books the catalog has, or how many the search finds; at least so many when it is not
+    /// exact.
     pub total: u64,
+    /// Whether `total` is exact, which it is up to 2,500 books, often up to 40,000, and always without
+    /// search and filters.
+    pub is_total_exact: bool,
+}
+
+impl Page {
+    /// The page of an empty catalog.
+    pub(super) fn empty() -> Self {
+        Self { is_total_exact: true, ..Self::default() }
+    }
+}
+
+/// What a page is made of, whatever it is shown as.
+pub(super) struct Wanted<'a> {
+    pub(super) typed: Option<&'a str>,
+    pub(super) formats: &'a [String],
+    pub(super) languages: &'a [String],
+    pub(super) sort: Sort,
+    pub(super) descending: bool,
+    pub(super) cursor: Option<&'a str>,
+    pub(super) limit: Option<u32>,
 }
 
 /// Lists a page of `feed`'s catalog.
@@ -48,92 +88,104 @@ pub(super) fn list(
     feed: &Feed,
     options: &ListOptions,
 ) -> Result<Page, CatalogError> {
-    let limit = options.limit.unwrap_or(DEFAULT_LIMIT).clamp(1, MAX_LIMIT);
-    let (mut first, mut last) = view::rows_of(feed.number);
-    let whole = (first, last);
-    if let Some(cursor) = &options.cursor {
-        let row = parse_cursor(cursor)
-            .filter(|row| (first..=last).contains(row))
-            .ok_or(CatalogError::InvalidCursor)?;
-        if options.newest_first {
-            last = row - 1;
-        } else {
-            first = row + 1;
-        }
+    let wanted = Wanted {
+        typed: options.search.as_deref(),
+        formats: &options.formats,
+        languages: &options.languages,
+        sort: options.sort.unwrap_or(Sort::Published),
+        descending: options.descending || (options.newest_first && options.sort.is_none()),
+        cursor: options.cursor.as_deref(),
+        limit: options.limit,
+    };
+    let (found, next_cursor) = wanted.find(connection, std::slice::from_ref(feed))?;
+    let mut books = Vec::with_capacity(found.rows.len());
+    for row in found.rows {
+        let json = view::entry_at(connection, row)?;
+        books.extend(json.and_then(|json| entry::decode_book(&json).ok()).map(entry::shown));
     }
-    let words = match options.search.as_deref().map(str::trim) {
-        None | Some("") => None,
-        Some(text) => match search::query(text) {
-            Some(words) => Some(words),
-            None => return Ok(Page::default()),
-        },
-    };
-    let rows = Rows { words: words.as_deref(), newest_first: options.newest_first };
-    let mut found = rows.page(connection, first, last, limit + 1)?;
-    let has_more = found.len() > limit as usize;
-    found.truncate(limit as usize);
-    let next_cursor = match found.last() {
-        Some((row, _)) if has_more => Some(cursor_of(*row)),
-        _ => None,
-    };
-    let total = match words {
-        Some(_) => rows.count(connection, whole)?,
-        None => feed.books,
-    };
-    let books = found.into_iter().filter_map(|(_, json)| entry::decode_book(&json).ok());
-    Ok(Page { books: books.map(entry::shown).collect(), next_cursor, total })
+    Ok(Page { books, next_cursor, total: found.total, is_total_exact: found.is_exact })
 }
 
-struct Rows<'a> {
-    words: Option<&'a str>,
-    newest_first: bool,
-}
-
-impl Rows<'_> {
-    fn page(
+impl Wanted<'_> {
+    /// Finds the page in these catalogs, and the cursor of the next one.
+    pub(super) fn find(
         &self,
         connection: &Connection,
-        first: i64,
-        last: i64,
-        limit: u32,
-    ) -> Result<Vec<(i64, String)>, StoreError> {
-        let order = if self.newest_first { "DESC" } else { "ASC" };
-        let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
-        let Some(words) = self.words else {
-            let sql = format!(
-                "SELECT row, entry FROM catalog_books WHERE row BETWEEN ?1 AND ?2 \
-                 ORDER BY row {order} LIMIT ?3"
-            );
-            let mut statement = connection.prepare_cached(&sql)?;
-            let rows = statement.query_map(params![first, last, limit], read)?;
-            return Ok(rows.collect::<Result<_, _>>()?);
+        feeds: &[Feed],
+    ) -> Result<(Found, Option<String>), CatalogError> {
+        let Some(typed) = Typed::read(self.typed.unwrap_or("")) else {
+            return Ok((Found { is_exact: true, ..Found::default() }, None));
         };
-        let sql = format!(
-            "SELECT row, entry FROM catalog_books WHERE row IN \
-             (SELECT rowid FROM catalog_search WHERE catalog_search MATCH ?4 \
-              AND rowid BETWEEN ?1 AND ?2 ORDER BY rowid {order} LIMIT ?3) ORDER BY row {order}"
-        );
-        let mut statement = connection.prepare_cached(&sql)?;
-        let rows = statement.query_map(params![first, last, limit, words], read)?;
-        Ok(rows.collect::<Result<_, _>>()?)
-    }
-
-    fn count(&self, connection: &Connection, whole: (i64, i64)) -> Result<u64, StoreError> {
-        let mut statement = connection.prepare_cached(
-            "SELECT count(*) FROM catalog_search WHERE catalog_search MATCH ?3 \
-             AND rowid BETWEEN ?1 AND ?2",
-        )?;
-        Ok(statement.query_row(params![whole.0, whole.1, self.words], |row| row.get(0))?)
+        let terms = |terms: &[String]| {
+            let terms = terms.iter().take(MAX_TERMS).map(|word| term(word));
+            terms.filter(|term| !term.is_empty()).collect()
+        };
+        let sort = match self.sort {
+            Sort::Relevance if typed.is_empty() => Sort::Title,
+            sort => sort,
+        };
+        let mut search = Search {
+            typed,
+            formats: terms(self.formats),
+            languages: terms(self.languages),
+            feeds,
+            sort,
+            descending: self.descending,
+            after: None,
+            limit: self.limit.unwrap_or(DEFAULT_LIMIT).clamp(1, MAX_LIMIT) as usize,
+            bounds: Bounds::DEFAULT,
+        };
+        if let Some(cursor) = self.cursor {
+            let place = parse_cursor(cursor, &search).ok_or(CatalogError::InvalidCursor)?;
+            search.after = Some(place);
+        }
+        let found = find(connection, &search)?;
+        let next = found.next.as_ref().map(|place| cursor_of(place, &search));
+        Ok((found, next))
     }
 }
 
-fn cursor_of(row: i64) -> String {
-    format!("{row:x}")
+/// `order.row.key`: the order as a letter, the rest in hexadecimal digits.
+fn cursor_of(place: &Place, search: &Search<'_>) -> String {
+    let mut cursor = format!("{}.{:x}.", order(search), place.row);
+    for byte in place.key.bytes() {
+        let _ = write!(cursor, "{byte:02x}");
+    }
+    cursor
 }
 
-fn parse_cursor(cursor: &str) -> Option<i64> {
-    let digits = !cursor.is_empty() && cursor.bytes().all(|c| c.is_ascii_hexdigit());
-    digits.then(|| i64::from_str_radix(cursor, 16).ok()).flatten()
+fn parse_cursor(cursor: &str, search: &Search<'_>) -> Option<Place> {
+    if cursor.len() > MAX_CURSOR_BYTES || !cursor.is_ascii() {
+        return None;
+    }
+    let mut parts = cursor.split('.');
+    let (name, row, key) = (parts.next()?, parts.next()?, parts.next()?);
+    if parts.next().is_some() || name != order(search).to_string() {
+        return None;
+    }
+    let row = i64::from_str_radix(row, 16).ok()?;
+    let is_of = |feed: &Feed| feed.number == row >> view::SEQUENCE_BITS;
+    if search.feeds.len() == 1 && !search.feeds.iter().any(is_of) {
+        return None;
+    }
+    let bytes = key.as_bytes().chunks(2).map(|pair| {
+        let pair = std::str::from_utf8(pair).ok().filter(|pair| pair.len() == 2)?;
+        u8::from_str_radix(pair, 16).ok()
+    });
+    let key = String::from_utf8(bytes.collect::<Option<Vec<u8>>>()?).ok()?;
+    Some(Place { key, row })
+}
+
+/// A letter for each order; a cursor is of one order only.
+fn order(search: &Search<'_>) -> char {
+    let letter = match search.sort {
+        Sort::Relevance => 'r',
+        Sort::Title => 't',
+        Sort::Author => 'a',
+        Sort::Added => 'd',
+        Sort::Published => 'p',
+    };
+    if search.descending { letter.to_ascii_uppercase() } else { letter }
 }
 
 #[cfg(test)]
@@ -286,7 +338,7 @@ mod tests {
         let after = db.write(move |t| view::set_feed(t, &SERVER, &[9; 32])).await.unwrap();
         assert_ne!(before.number, after.number);
         assert_eq!((after.position, after.books), (0, 0));
-        assert_eq!(page(&db, &after, &ListOptions::default()), Page::default());
+        assert_eq!(page(&db, &after, &ListOptions::default()), Page::empty());
     }
 
     #[tokio::test]

@@ -3,16 +3,22 @@
 //! | file | idea |
 //! |---|---|
 //! | `entry.rs` | the JSON of a feed's blocks |
-//! | `view.rs`, `list.rs`, `search.rs` | a feed replayed into SQLite; pages of it; words to find |
+//! | `view.rs` | a feed replayed into SQLite |
+//! | `list.rs`, `across.rs`, `have.rs` | pages of one catalog, and of all; which books are here already |
+//! | `find.rs`, `walk.rs`, `search.rs`, `fold.rs` | finding books in order; words, and how they compare |
 //! | `replay.rs` | follows a feed into the view |
 //! | `own.rs`, `plan.rs`, `sources.rs` | this node's feed; what must be appended; where the bytes are |
 //! | `feeds.rs` | peers' feeds |
 
+mod across;
 mod book;
 #[doc(hidden)]
 pub mod entry;
 mod error;
 mod feeds;
+mod find;
+mod fold;
+mod have;
 mod list;
 mod own;
 mod plan;
@@ -20,6 +26,7 @@ mod replay;
 mod search;
 mod sources;
 mod view;
+mod walk;
 
 use std::sync::{Arc, Weak};
 
@@ -27,9 +34,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
+pub use across::{CatalogHit, Facets, SearchOptions, SearchPage};
 pub use book::Book;
 pub use entry::BookEntry;
 pub use error::CatalogError;
+pub use find::{Counts, Sort};
+pub use have::Have;
 pub use list::{ListOptions, Page};
 pub use plan::Changes;
 pub use view::MAX_BOOKS;
@@ -168,6 +178,18 @@ impl Catalog {
         self.view(self.me()).list(options)
     }
 
+    /// Searches the catalogs of all peers at once. Blocks on disk for a moment.
+    ///
+    /// Fails with `ERR_INVALID_ARGUMENT` for a cursor of another order, `ERR_INVALID_KEY` for a peer that
+    /// is no key.
+    pub fn search(&self, options: &SearchOptions) -> Result<SearchPage> {
+        let me = self.me();
+        let peers = options.peers()?;
+        let database = &self.inner.options.database;
+        Ok(database
+            .read(|connection| across::search(connection, &me, peers.as_deref(), options))?)
+    }
+
     /// One of this node's own books.
     pub fn get(&self, book_id: &str) -> Result<Option<BookEntry>> {
         self.view(self.me()).get(book_id)
@@ -263,7 +285,7 @@ impl PeerCatalog {
         let page =
             self.database().read(|connection| match view::feed(connection, &self.server)? {
                 Some(feed) => list::list(connection, &feed, options),
-                None => Ok(Page::default()),
+                None => Ok(Page::empty()),
             })?;
         Ok(page)
     }

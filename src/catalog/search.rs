@@ -1,41 +1,82 @@
-//! From what a person types to an FTS5 query, and from a book to the words it is found by.
+//! From what a person types to an FTS5 query and a test, and from a book to what it is found by.
+
+use std::fmt::Write;
+
+use serde_json::Value;
 
 use super::entry::BookEntry;
-use crate::text::prefix;
+use super::fold::{fold, fold_into, isbn};
 
 /// How many words of a search count; more are left out.
 const MAX_WORDS: usize = 16;
-/// The longest word of a search, in characters.
-const MAX_WORD_CHARS: usize = 64;
+/// How much of a search is read, in bytes.
+const MAX_TYPED_BYTES: usize = 1000;
+/// The longest word that is looked for, in characters.
+const MAX_WORD_CHARS: usize = 32;
 /// The longest text that is indexed for one field, in bytes.
-const MAX_FIELD_BYTES: usize = 1000;
+const MAX_FIELD_BYTES: usize = 500;
+/// The longest text that is sorted by, in bytes.
+const MAX_KEY_BYTES: usize = 64;
+/// The longest format or language, in bytes.
+const MAX_TERM_BYTES: usize = 16;
+/// The longest content hash, in bytes.
+const MAX_HASH_BYTES: usize = 128;
+/// Sorts behind every author.
+const NO_AUTHOR: &str = "\u{10ffff}";
 
-/// The FTS5 query that finds books with all of the words, each as the beginning of a word; `None` when
-/// nothing is left to look for. Whatever the input, the query is valid: every word is a quoted string.
-pub(super) fn query(input: &str) -> Option<String> {
-    let mut query = String::new();
-    for word in input.split_whitespace().filter(|word| word.chars().any(char::is_alphanumeric)) {
-        if query.split(' ').count() > MAX_WORDS {
-            break;
-        }
-        let word = match isbn_digits(word) {
-            Some(digits) => digits,
-            None => word.chars().filter(|c| !c.is_control()).take(MAX_WORD_CHARS).collect(),
-        };
-        if !query.is_empty() {
-            query.push(' ');
-        }
-        query.push('"');
-        query.push_str(&word.replace('"', "\"\""));
-        query.push_str("\"*");
-    }
-    (!query.is_empty()).then_some(query)
+/// Words so common that the index is not asked for them when there are others.
+const STOP_WORDS: &[&str] = &[
+    "the", "and", "for", "with", "from", "der", "die", "das", "und", "les", "des", "une", "del",
+    "los",
+];
+
+/// What a book is found, filtered and sorted by.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Keys {
+    pub(super) words: String,
+    pub(super) title: String,
+    pub(super) author: String,
+    pub(super) added: String,
+    pub(super) format: String,
+    pub(super) language: String,
 }
 
-/// The text that is indexed for a book: title, author, series, ISBN (as written and as bare digits).
+impl Keys {
+    /// Reads the keys of a book; all of them are bounded.
+    pub(super) fn of(book: &BookEntry) -> Self {
+        let title = fold(&book.title, MAX_KEY_BYTES);
+        let author = book.author.as_deref().map(|name| fold(name, MAX_KEY_BYTES));
+        let author = author.filter(|name| !name.is_empty());
+        let format = term(book.format.as_deref().unwrap_or(""));
+        let language = language(book).map(term).unwrap_or_default();
+        let mut words = words(book);
+        for (kind, term) in [('f', &format), ('l', &language)] {
+            if !term.is_empty() {
+                let _ = write!(words, " {}", filter_word(kind, term));
+            }
+        }
+        if let Some(hash) = hash(book) {
+            let _ = write!(words, " {}", filter_word('h', &hash));
+        }
+        Self {
+            words,
+            author: format!("{}\u{1}{title}", author.as_deref().unwrap_or(NO_AUTHOR)),
+            title,
+            added: fold(book.added_at.as_deref().unwrap_or(""), 32),
+            format,
+            language,
+        }
+    }
+}
+
+/// The words that a person finds the book by, parted by single spaces: title, author, series and ISBN.
 pub(super) fn words(book: &BookEntry) -> String {
-    let series = book.extra.get("series").and_then(serde_json::Value::as_str);
-    let digits = book.isbn.as_deref().and_then(isbn_digits);
+    let series = match book.extra.get("series") {
+        Some(Value::Object(series)) => series.get("name").and_then(Value::as_str),
+        Some(series) => series.as_str(),
+        None => None,
+    };
+    let digits = book.isbn.as_deref().and_then(isbn);
     let fields = [
         Some(book.title.as_str()),
         book.author.as_deref(),
@@ -45,45 +86,154 @@ pub(super) fn words(book: &BookEntry) -> String {
     ];
     let mut text = String::new();
     for field in fields.into_iter().flatten() {
-        text.push_str(prefix(field, MAX_FIELD_BYTES));
-        text.push('\n');
+        if !text.is_empty() {
+            text.push(' ');
+        }
+        fold_into(&mut text, field, MAX_FIELD_BYTES);
+        text.truncate(text.trim_end().len());
     }
     text
 }
 
-/// `978-0-14-143951-8` as `9780141439518`; `None` for what does not look like an ISBN.
-fn isbn_digits(word: &str) -> Option<String> {
-    let digits: String = word.chars().filter(|c| *c != '-').collect();
-    let looks_right = matches!(digits.len(), 10 | 13)
-        && digits.chars().all(|c| c.is_ascii_digit() || c == 'X' || c == 'x');
-    looks_right.then_some(digits)
+/// The hash of the book's bytes, if its server says it.
+pub(super) fn hash(book: &BookEntry) -> Option<String> {
+    let hash = book.extra.get("hash")?.as_str()?;
+    let is_sound = (16..=MAX_HASH_BYTES).contains(&hash.len())
+        && hash.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    is_sound.then(|| hash.to_ascii_lowercase())
+}
+
+/// A format or a language as it is compared.
+pub(super) fn term(text: &str) -> String {
+    fold(text, MAX_TERM_BYTES).replace(' ', "")
+}
+
+/// What books of a format (`f`), language (`l`) or hash (`h`) have in the index besides their words.
+/// Nobody types it: the sign is no part of a word.
+pub(super) fn filter_word(kind: char, term: &str) -> String {
+    format!("\u{a4}{kind}{term}")
+}
+
+fn language(book: &BookEntry) -> Option<&str> {
+    book.extra.get("language").and_then(Value::as_str)
+}
+
+/// The words of a search.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Typed {
+    words: Vec<String>,
+    /// All of it, folded: what a title begins with that is shown first.
+    pub(super) text: String,
+}
+
+impl Typed {
+    /// Reads what a person typed; `None` when it is not empty and yet has nothing to look for.
+    pub(super) fn read(input: &str) -> Option<Self> {
+        if input.trim().is_empty() {
+            return Some(Self::default());
+        }
+        if let Some(digits) = isbn(input.trim()) {
+            return Some(Self { words: vec![digits.clone()], text: digits });
+        }
+        let mut text = String::new();
+        fold_into(&mut text, input, MAX_TYPED_BYTES);
+        let mut words: Vec<String> = Vec::new();
+        for word in text.split(' ').filter(|word| !word.is_empty()).take(MAX_WORDS) {
+            let word: String = word.chars().take(MAX_WORD_CHARS).collect();
+            if !words.contains(&word) {
+                words.push(word);
+            }
+        }
+        (!words.is_empty()).then_some(Self { words, text })
+    }
+
+    /// Whether everything is found.
+    pub(super) fn is_empty(&self) -> bool {
+        self.words.is_empty()
+    }
+
+    /// The FTS5 query for the words that tell books apart, and whether it says all: else [`Self::finds`]
+    /// has to be asked of what it finds. Every word is quoted, so that any input is valid.
+    pub(super) fn index_query(&self) -> (String, bool) {
+        let is_rare =
+            |word: &&String| word.chars().count() > 2 && !STOP_WORDS.contains(&word.as_str());
+        let rare: Vec<_> = self.words.iter().filter(is_rare).collect();
+        let chosen = if rare.is_empty() { self.words.iter().collect() } else { rare };
+        let says_all = chosen.len() == self.words.len();
+        let quoted: Vec<_> = chosen
+            .iter()
+            .map(|word| format!("\"{word}\"{}", if is_number(word) { "" } else { "*" }))
+            .collect();
+        (quoted.join(" AND "), says_all)
+    }
+
+    /// Whether each of the words begins one of `words`.
+    pub(super) fn finds(&self, words: &str) -> bool {
+        self.words.iter().all(|typed| {
+            let is_whole = is_number(typed);
+            words
+                .split([' ', '\u{1}'])
+                .any(|word| if is_whole { word == typed } else { word.starts_with(typed.as_str()) })
+        })
+    }
+}
+
+/// Numbers of four or more digits are looked for whole: every ISBN begins like thousands of others, and
+/// the index would have to gather all of them.
+fn is_number(word: &str) -> bool {
+    word.len() >= 4 && word.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn query(input: &str) -> Option<String> {
+        Typed::read(input).map(|typed| typed.index_query().0)
+    }
+
     #[test]
     fn words_become_quoted_prefixes() {
-        assert_eq!(query("  harry  pot ").as_deref(), Some("\"harry\"* \"pot\"*"));
-        assert_eq!(query("say \"hi\" OR").as_deref(), Some("\"say\"* \"\"\"hi\"\"\"* \"OR\"*"));
+        assert_eq!(query("  harry  pot ").as_deref(), Some("\"harry\"* AND \"pot\"*"));
+        assert_eq!(query("say \"hi\" say").as_deref(), Some("\"say\"*"));
+    }
+
+    #[test]
+    fn common_words_are_looked_for_only_where_there_are_no_others() {
+        assert_eq!(query("the hobbit").as_deref(), Some("\"hobbit\"*"));
+        assert_eq!(query("of the").as_deref(), Some("\"of\"* AND \"the\"*"));
     }
 
     #[test]
     fn nothing_to_look_for_is_no_query() {
-        assert_eq!(query(""), None);
+        assert_eq!(Typed::read(" "), Some(Typed::default()));
         assert_eq!(query(" - * \" "), None);
     }
 
     #[test]
     fn a_dashed_isbn_is_looked_up_by_its_digits() {
-        assert_eq!(query("978-0-14-143951-8").as_deref(), Some("\"9780141439518\"*"));
-        assert_eq!(query("catch-22").as_deref(), Some("\"catch-22\"*"));
+        assert_eq!(query("978-0-14-143951-8").as_deref(), Some("\"9780141439518\""));
+        assert_eq!(query("0 14 143951 3").as_deref(), Some("\"9780141439518\""));
+        assert_eq!(query("catch-22").as_deref(), Some("\"catch\"*"));
     }
 
     #[test]
     fn a_long_input_is_cut() {
-        let query = query(&"word ".repeat(1000)).unwrap();
-        assert!(query.split(' ').count() <= MAX_WORDS + 1);
+        let many: String = (0..1000).map(|n| format!("word{n} ")).collect();
+        assert_eq!(Typed::read(&many).unwrap().words.len(), MAX_WORDS);
+        assert_eq!(Typed::read(&"x".repeat(100_000)).unwrap().words[0].len(), MAX_WORD_CHARS);
+    }
+
+    #[test]
+    fn what_is_indexed_of_a_hostile_book_is_bounded() {
+        let book = BookEntry {
+            title: "é".repeat(30_000),
+            author: Some("a ".repeat(30_000)),
+            format: Some("epub\u{0}".repeat(1000)),
+            ..BookEntry::default()
+        };
+        let keys = Keys::of(&book);
+        assert!(keys.words.len() < 4 * MAX_FIELD_BYTES && keys.title.len() <= MAX_KEY_BYTES);
+        assert!(keys.author.len() <= 2 * MAX_KEY_BYTES + 1 && keys.format.len() <= MAX_TERM_BYTES);
     }
 }

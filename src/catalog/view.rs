@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::CatalogError;
 use super::entry::{self, Entry, EntryError};
-use super::search;
+use super::search::Keys;
 use crate::crypto::PublicKey;
 use crate::store::StoreError;
 
@@ -17,7 +17,7 @@ use crate::store::StoreError;
 pub const MAX_BOOKS: u64 = 1_000_000;
 
 /// How many bits of a row id number the books of a feed.
-const SEQUENCE_BITS: u32 = 32;
+pub(super) const SEQUENCE_BITS: u32 = 32;
 /// The last sequence number of a feed.
 const MAX_SEQUENCE: i64 = (1 << SEQUENCE_BITS) - 1;
 
@@ -45,20 +45,18 @@ pub struct Feed {
 pub(super) struct Step {
     read: Result<Entry, EntryError>,
     json: String,
-    words: String,
+    keys: Keys,
 }
 
 impl Step {
     /// Reads a block of a feed.
     pub(super) fn read(block: &[u8]) -> Self {
         let read = entry::decode(block);
-        let (json, words) = match &read {
-            Ok(Entry::Added(book)) => {
-                (String::from_utf8_lossy(block).into_owned(), search::words(book))
-            }
+        let (json, keys) = match &read {
+            Ok(Entry::Added(book)) => (String::from_utf8_lossy(block).into_owned(), Keys::of(book)),
             _ => Default::default(),
         };
-        Self { read, json, words }
+        Self { read, json, keys }
     }
 }
 
@@ -123,6 +121,7 @@ pub(super) fn remove(
     let (first, last) = rows_of(feed.number);
     for sql in [
         "DELETE FROM catalog_search WHERE rowid BETWEEN ?1 AND ?2",
+        "DELETE FROM catalog_entries WHERE row BETWEEN ?1 AND ?2",
         "DELETE FROM catalog_books WHERE row BETWEEN ?1 AND ?2",
     ] {
         transaction.execute(sql, [first, last])?;
@@ -180,36 +179,45 @@ fn apply_steps(
     steps: &[Step],
 ) -> Result<(), StoreError> {
     let mut insert = transaction.prepare_cached(
-        "INSERT INTO catalog_books (row, feed, book_id, entry) VALUES (?1, ?2, ?3, ?4) \
-         ON CONFLICT (feed, book_id) DO NOTHING",
+        "INSERT INTO catalog_books (row, feed, book_id, title, author, added, format, language) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (feed, book_id) DO NOTHING",
     )?;
     let mut replace = transaction.prepare_cached(
-        "UPDATE catalog_books SET entry = ?3 WHERE feed = ?1 AND book_id = ?2 RETURNING row",
+        "UPDATE catalog_books SET title = ?3, author = ?4, added = ?5, format = ?6, language = ?7 \
+         WHERE feed = ?1 AND book_id = ?2 RETURNING row",
     )?;
     let mut delete = transaction.prepare_cached(
         "DELETE FROM catalog_books WHERE feed = ?1 AND book_id = ?2 RETURNING row",
     )?;
+    let mut put = transaction
+        .prepare_cached("INSERT OR REPLACE INTO catalog_entries (row, entry) VALUES (?1, ?2)")?;
+    let mut drop = transaction.prepare_cached("DELETE FROM catalog_entries WHERE row = ?1")?;
     let mut index =
         transaction.prepare_cached("INSERT INTO catalog_search (rowid, words) VALUES (?1, ?2)")?;
     let mut unindex = transaction.prepare_cached("DELETE FROM catalog_search WHERE rowid = ?1")?;
     for step in steps {
         match &step.read {
             Ok(Entry::Added(book)) => {
-                let row = rows_of(feed.number).0 | feed.next_sequence;
+                let (number, id, keys) = (feed.number, &book.id, &step.keys);
+                let Keys { words, title, author, added, format, language } = keys;
+                let row = rows_of(number).0 | feed.next_sequence;
                 let has_room = feed.books < MAX_BOOKS && feed.next_sequence < MAX_SEQUENCE;
-                if has_room && insert.execute(params![row, feed.number, book.id, step.json])? == 1 {
-                    index.execute(params![row, step.words])?;
+                let fields = params![row, number, id, title, author, added, format, language];
+                if has_room && insert.execute(fields)? == 1 {
+                    put.execute(params![row, step.json])?;
+                    index.execute(params![row, words])?;
                     feed.next_sequence += 1;
                     feed.books += 1;
                     continue;
                 }
-                let replaced: Option<i64> = replace
-                    .query_row(params![feed.number, book.id, step.json], |row| row.get(0))
-                    .optional()?;
+                let fields = params![number, id, title, author, added, format, language];
+                let replaced: Option<i64> =
+                    replace.query_row(fields, |row| row.get(0)).optional()?;
                 match replaced {
                     Some(row) => {
+                        put.execute(params![row, step.json])?;
                         unindex.execute([row])?;
-                        index.execute(params![row, step.words])?;
+                        index.execute(params![row, words])?;
                     }
                     None => feed.skipped += 1,
                 }
@@ -218,6 +226,7 @@ fn apply_steps(
                 let removed: Option<i64> =
                     delete.query_row(params![feed.number, id], |row| row.get(0)).optional()?;
                 if let Some(row) = removed {
+                    drop.execute([row])?;
                     unindex.execute([row])?;
                     feed.books = feed.books.saturating_sub(1);
                 }
@@ -238,8 +247,10 @@ pub(super) fn entry_json(
     number: i64,
     book_id: &str,
 ) -> Result<Option<String>, StoreError> {
-    let mut statement = connection
-        .prepare_cached("SELECT entry FROM catalog_books WHERE feed = ?1 AND book_id = ?2")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT entry FROM catalog_books JOIN catalog_entries USING (row) \
+         WHERE feed = ?1 AND book_id = ?2",
+    )?;
     Ok(statement.query_row(params![number, book_id], |row| row.get(0)).optional()?)
 }
 
@@ -249,4 +260,11 @@ pub(super) fn book_ids(connection: &Connection, number: i64) -> Result<Vec<Strin
         connection.prepare_cached("SELECT book_id FROM catalog_books WHERE feed = ?1")?;
     let rows = statement.query_map([number], |row| row.get(0))?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// The JSON of the book in a row, if it is still there.
+pub(super) fn entry_at(connection: &Connection, row: i64) -> Result<Option<String>, StoreError> {
+    let mut statement =
+        connection.prepare_cached("SELECT entry FROM catalog_entries WHERE row = ?1")?;
+    Ok(statement.query_row([row], |row| row.get(0)).optional()?)
 }

@@ -1,6 +1,6 @@
 //! A peer's catalog: live, cached, rebuilt, and fast enough.
 
-use alex_p2p::catalog::{Book, BookEntry, ListOptions};
+use alex_p2p::catalog::{Book, BookEntry, ListOptions, SearchOptions, Sort};
 use alex_p2p::error::ErrorCode;
 use alex_p2p::events::EventKind;
 use alex_p2p::transfer::Policy;
@@ -188,4 +188,50 @@ async fn publishing_stops_when_a_copy_of_the_data_directory_has_published_too() 
     copy.stop().await;
     let copy = Server::start(&copy_disk, Policy::AutoAccept).await;
     assert!(copy.catalog.trouble().is_some(), "also after a restart");
+}
+
+#[tokio::test]
+async fn a_database_of_the_version_before_search_is_filled_from_its_feeds() {
+    let (a_disk, b_disk) = (Disk::new(), Disk::new());
+    let a = Server::start(&a_disk, Policy::AutoAccept).await;
+    let b = Server::start(&b_disk, Policy::AutoAccept).await;
+    a.catalog.publish((0..50).map(book).collect()).await.unwrap();
+    b.catalog.publish((0..7).map(book).collect()).await.unwrap();
+    let connection = connect(&a, &b).await;
+    replayed(&b, &a).await;
+    drop(connection);
+    let a_key = a.key;
+    a.stop().await;
+    b.stop().await;
+    let database = rusqlite::Connection::open(b_disk.path("p2p.db")).unwrap();
+    database
+        .execute_batch(
+            "DROP TABLE catalog_books; DROP TABLE catalog_entries; DROP TABLE catalog_search; \
+             DROP INDEX transfers_by_book; \
+             CREATE TABLE catalog_books (row INTEGER PRIMARY KEY, feed INTEGER NOT NULL, \
+               book_id TEXT NOT NULL, entry TEXT NOT NULL, UNIQUE (feed, book_id)) STRICT; \
+             CREATE VIRTUAL TABLE catalog_search USING fts5 (words, content = '', \
+               contentless_delete = 1, tokenize = 'unicode61 remove_diacritics 2'); \
+             PRAGMA user_version = 2;",
+        )
+        .unwrap();
+    drop(database);
+    let b = Server::start(&b_disk, Policy::AutoAccept).await;
+    assert_eq!(b.catalog.list(&search("number")).unwrap().total, 7);
+    let theirs = b.catalog.of(a_key);
+    let peer = a_key.to_z32();
+    event(&b.events, |kind| {
+        matches!(kind, EventKind::CatalogUpdated { peer: whose, length }
+            if *whose == peer && *length == 50)
+    })
+    .await;
+    assert_eq!(theirs.status().unwrap().unwrap().books, 50);
+    let options = SearchOptions {
+        query: Some("author 7".into()),
+        sort: Some(Sort::Title),
+        include_own: true,
+        ..SearchOptions::default()
+    };
+    assert_eq!(b.catalog.search(&options).unwrap().hits.len(), 1);
+    assert_eq!(b.catalog.length(), 7, "nothing was published anew");
 }

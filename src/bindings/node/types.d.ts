@@ -370,15 +370,40 @@ export interface CatalogChanges {
   unchanged: number
 }
 
+/** The order of books. */
+export type CatalogSort =
+  /** Titles that begin with what was typed, then the others; each by title. */
+  | 'relevance'
+  /** The title, without regard to case and accents. */
+  | 'title'
+  /** The author, then the title; books without an author come last. */
+  | 'author'
+  /** When the book came to its server, as the server says (`addedAt`). */
+  | 'added'
+  /** The order in which servers published the books. */
+  | 'published'
+
 /** Which books to list. */
 export interface ListOptions extends WaitOptions {
-  /** Words that begin words of the title, author, series or ISBN; case and accents do not matter. */
+  /**
+   * Words that begin words of the title, author, series or ISBN; case and accents do not matter. Numbers of
+   * four or more digits count whole. An ISBN of 10 digits finds the same one of 13, and the other way round,
+   * however they are parted.
+   */
   search?: string
-  /** The `nextCursor` of the page before. */
+  /** Only books of one of these formats; all when left out or empty. */
+  formats?: string[]
+  /** Only books in one of these languages, as the server writes them; all when left out or empty. */
+  languages?: string[]
+  /** The order; `published` when left out. */
+  sort?: CatalogSort
+  /** The other way round. */
+  descending?: boolean
+  /** The `nextCursor` of the page before, with the same other options. */
   cursor?: string | null
   /** How many books, 1 to 1,000; 50 when left out. */
   limit?: number
-  /** The newest first instead of the oldest. */
+  /** The newest first instead of the oldest: `published`, descending. */
   newestFirst?: boolean
 }
 
@@ -386,10 +411,89 @@ export interface ListOptions extends WaitOptions {
 export interface CatalogPage {
   /** The books, with their texts made safe to show. */
   books: BookEntry[]
-  /** Where the next page begins; `null` at the end. */
+  /**
+   * Where the next page begins; `null` at the end. A page may have fewer books than the limit, even none, and
+   * yet a cursor: what it looks for is rare, and it stopped so as not to take long. Go on with the cursor.
+   */
   nextCursor: string | null
-  /** How many books the catalog has, or how many the search finds. */
+  /** How many books the catalog has, or how many the search finds; at least so many unless it is exact. */
   total: number
+  /**
+   * Whether `total` is exact. It is without search and filters, for words that find up to 40,000 books, and
+   * with filters, or with words as common as "the" beside others, for up to 1,000. Else say "more than".
+   */
+  isTotalExact: boolean
+}
+
+/** Which books to find among those of all peers. */
+export interface SearchOptions extends WaitOptions {
+  /**
+   * Words that begin words of the title, author, series or ISBN; case and accents do not matter. Numbers of
+   * four or more digits count whole. An ISBN of 10 digits finds the same one of 13, and the other way round,
+   * however they are parted.
+   */
+  query?: string
+  /** Only the catalogs of these servers, as keys or invite links; all when left out. */
+  peers?: string[]
+  /** Only books of one of these formats; all when left out or empty. */
+  formats?: string[]
+  /** Only books in one of these languages, as their servers write them; all when left out or empty. */
+  languages?: string[]
+  /** The order; `relevance` when left out, `title` when nothing is typed. */
+  sort?: CatalogSort
+  /** The other way round. */
+  descending?: boolean
+  /** The `nextCursor` of the page before, with the same other options. */
+  cursor?: string | null
+  /** How many books, 1 to 1,000; 50 when left out. */
+  limit?: number
+  /** Also this server's own books. */
+  includeOwn?: boolean
+}
+
+/** How a book that a peer offers is here already; the surest way that is known. */
+export type Have =
+  /** It came from this very peer. */
+  | { by: 'transfer'; transferId: string }
+  /** A book on the own catalog has the same `hash`: the same file, as its server says. */
+  | { by: 'hash'; bookId: string }
+  /** A book on the own catalog has the same ISBN: the same edition, as both servers say. */
+  | { by: 'isbn'; bookId: string }
+
+/** A book that was found. */
+export interface CatalogHit {
+  /** The server that offers it. */
+  peer: string
+  /** What the server is called here, or else calls itself. */
+  nickname: string | null
+  /** Whether it is one of this server's own books. */
+  isOwn: boolean
+  /** The book, with its texts made safe to show. */
+  book: BookEntry
+  /** How it is here already; `null` when it is not, as far as is known, and for own books. */
+  have: Have | null
+}
+
+/** Some of the books that were found. */
+export interface SearchPage {
+  /** The books, in order. */
+  hits: CatalogHit[]
+  /** Where the next page begins; as in {@link CatalogPage}. */
+  nextCursor: string | null
+  /** How many books are found; at least so many unless it is exact. */
+  total: number
+  /** Whether `total` is exact; as in {@link CatalogPage}. */
+  isTotalExact: boolean
+  /**
+   * How many of the books found are of one kind: by format and by language (in lower case, the 50 most
+   * frequent), and by server. `null` where more are found than are counted in time (1,000 to 4,000), and
+   * where nothing is typed and nothing filtered.
+   */
+  facets: {
+    formats: Record<string, number>
+    languages: Record<string, number>
+    peers: Record<string, number>
+  } | null
 }
 
 /** What is known of a catalog. */
