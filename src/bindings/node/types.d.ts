@@ -48,6 +48,8 @@ export type ErrorCode =
   | 'ERR_IO'
   /** A socket could not be opened or used. */
   | 'ERR_NETWORK'
+  /** The node was restored, and its catalog may be longer elsewhere: nothing is published yet. */
+  | 'ERR_FEED_UNCONFIRMED'
   /** A defect of this library; please report it. */
   | 'ERR_INTERNAL'
 
