@@ -16,9 +16,7 @@ pub enum CatalogError {
     #[error("the catalog's feed failed: {0}")]
     Core(CoreError),
     /// The own feed is shorter than what was published before: part of it was lost.
-    #[error(
-        "{length} entries are left of {expected}"
-    )]
+    #[error("{length} entries are left of {expected}")]
     OwnFeedDamaged {
         /// The feed's length now.
         length: u64,

@@ -193,7 +193,10 @@ impl PeerFeeds {
                 Err(error) => return Err(error.into()),
             };
             if damaged {
-                tracing::warn!(peer = peer.short(), "a peer's feed was damaged; it is fetched again");
+                tracing::warn!(
+                    peer = peer.short(),
+                    "a peer's feed was damaged; it is fetched again"
+                );
             }
             found.push((peer, damaged));
         }

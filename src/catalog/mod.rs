@@ -266,9 +266,8 @@ impl CatalogOptions {
 /// Stops publishing when a peer has entries of the own feed that were not written here: two copies of
 /// one data directory are running, or it was set back in time. Says so of a peer's feed, too.
 async fn watch_for_copies(catalog: Weak<Inner>) {
-    let Some((mut events, cancel)) = catalog
-        .upgrade()
-        .map(|inner| (inner.options.replicator.events(), inner.cancel.clone()))
+    let Some((mut events, cancel)) =
+        catalog.upgrade().map(|inner| (inner.options.replicator.events(), inner.cancel.clone()))
     else {
         return;
     };

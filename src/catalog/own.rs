@@ -249,7 +249,10 @@ pub(super) fn damage(error: CatalogError) -> Result<Halt, CatalogError> {
     if is_damage { Ok(Halt::Damaged(message)) } else { Err(error) }
 }
 
-pub(super) fn meta<T: FromSql>(connection: &Connection, name: &str) -> Result<Option<T>, StoreError> {
+pub(super) fn meta<T: FromSql>(
+    connection: &Connection,
+    name: &str,
+) -> Result<Option<T>, StoreError> {
     let mut statement = connection.prepare_cached("SELECT value FROM meta WHERE name = ?1")?;
     Ok(statement.query_row([name], |row| row.get(0)).optional()?)
 }

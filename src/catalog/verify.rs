@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::halt::Halt;
 use super::Catalog;
+use super::halt::Halt;
 use crate::error::{Error, ErrorCode, Result};
 use crate::hypercore::static_core::Progress;
 
@@ -79,7 +79,9 @@ impl Catalog {
             }
         }
         if options.peers {
-            for (peer, damaged) in self.inner.peers.verify(&self.inner.options, options.progress).await? {
+            for (peer, damaged) in
+                self.inner.peers.verify(&self.inner.options, options.progress).await?
+            {
                 if damaged {
                     found.refetched.push(peer.to_z32());
                 }
