@@ -91,6 +91,21 @@ impl OwnFeed {
         }
     }
 
+    /// Empties the view of the own feed and replays it from the start.
+    pub(super) async fn replay_anew(&self) -> Result<(), CatalogError> {
+        let _one = self.publishing.lock().await;
+        let (server, key) = (self.options.key_pair.public_key(), self.current().key);
+        self.options
+            .database
+            .write(move |transaction| {
+                view::remove(transaction, &server)?;
+                view::set_feed(transaction, &server, &key)
+            })
+            .await?;
+        let halt = self.halt.borrow().clone();
+        self.reopen(halt).await
+    }
+
     /// Starts a new feed with the books that are on the catalog now, and returns its key. The old one is
     /// deleted here. Cancelled, it has done all of it or nothing.
     pub(super) async fn start_new(&self) -> Result<[u8; 32], CatalogError> {

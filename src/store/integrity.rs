@@ -16,7 +16,7 @@ impl Database {
     /// Lets SQLite check its file: what it finds wrong, in its own words; nothing when all is well. Reads
     /// all of it, away from the threads that serve the network. Dropping the future ends the work soon.
     pub async fn check_integrity(&self) -> Result<Vec<String>> {
-        self.on_own_connection(|connection| match problems(connection) {
+        self.on_own_connection(|connection| match problems(connection, "integrity_check") {
             Err(StoreError::Sqlite(error)) if StoreError::is_damage(&error) => {
                 Ok(vec![error.to_string()])
             }
@@ -27,7 +27,7 @@ impl Database {
 
     /// Runs `work` on a blocking thread with a read-only connection that is interrupted when the future
     /// is dropped.
-    pub(super) async fn on_own_connection<T: Send + 'static>(
+    pub(crate) async fn on_own_connection<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -69,8 +69,8 @@ impl StoreError {
 }
 
 /// What SQLite finds wrong with the file of a connection.
-pub(super) fn problems(connection: &Connection) -> Result<Vec<String>, StoreError> {
-    let mut check = connection.prepare(&format!("PRAGMA quick_check({MAX_PROBLEMS})"))?;
+fn problems(connection: &Connection, check: &str) -> Result<Vec<String>, StoreError> {
+    let mut check = connection.prepare(&format!("PRAGMA {check}({MAX_PROBLEMS})"))?;
     let rows = check.query_map([], |row| row.get::<_, String>(0))?;
     let mut found = rows.collect::<Result<Vec<_>, _>>()?;
     found.retain(|line| line != "ok");
@@ -79,7 +79,7 @@ pub(super) fn problems(connection: &Connection) -> Result<Vec<String>, StoreErro
 
 /// What SQLite finds wrong with a file that nobody has open.
 pub(super) fn problems_of(path: &Path) -> Result<Vec<String>, StoreError> {
-    problems(&open_reader(path)?)
+    problems(&open_reader(path)?, "quick_check")
 }
 
 /// A failure of the database as the caller sees it.
