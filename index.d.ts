@@ -48,6 +48,8 @@ export type ErrorCode =
   | 'ERR_IO'
   /** A socket could not be opened or used. */
   | 'ERR_NETWORK'
+  /** The node was restored, and its catalog may be longer elsewhere: nothing is published yet. */
+  | 'ERR_FEED_UNCONFIRMED'
   /** A defect of this library; please report it. */
   | 'ERR_INTERNAL'
 
@@ -382,6 +384,60 @@ export type CatalogSort =
   | 'added'
   /** The order in which servers published the books. */
   | 'published'
+
+/** What {@link CatalogFeed.verify} takes. */
+export interface VerifyOptions extends WaitOptions {
+  /** Also what is here of peers' catalogs. */
+  peers?: boolean
+  /** Told how far the catalog that is read now is, about once a mebibyte. */
+  onProgress?: (progress: { bytes: number; total: number }) => void
+}
+
+/** What {@link CatalogFeed.verify} has found. */
+export interface CatalogVerification {
+  /** Whether this server's catalog and the database are whole. */
+  ok: boolean
+  /** How many entries of this server's catalog are as they were signed. */
+  entries: number
+  /** The entries that are not, the first hundred. */
+  damaged: number[]
+  /** What is wrong, in words. */
+  problems: string[]
+  /** The peers whose catalogs were damaged here; the damage is fetched again. */
+  refetched: string[]
+}
+
+/** What {@link P2PNode.backup} takes. */
+export interface BackupOptions extends WaitOptions {
+  /** Encrypts the identity in the backup; at least 8 characters. Without one the identity is left out. */
+  passphrase?: string
+  /** Leave the identity out, or insist that it is in. */
+  identity?: boolean
+}
+
+/** A backup that was made. */
+export interface Backup {
+  /** The file. */
+  path: string
+  /** Its size. */
+  bytes: number
+  /** Whether the identity is in it. */
+  hasIdentity: boolean
+}
+
+/** What {@link P2PNode.restore} takes. */
+export interface RestoreOptions extends WaitOptions {
+  /** What the identity in the backup was encrypted with. */
+  passphrase?: string
+}
+
+/** A data directory that was made from a backup. */
+export interface Restored {
+  /** Whose it is. */
+  publicKey: string
+  /** Whether `keypair.json` came out of the backup. */
+  hasIdentity: boolean
+}
 
 /** Which books to list. */
 export interface ListOptions extends WaitOptions {
@@ -808,6 +864,24 @@ export declare class CatalogFeed {
   /** What is known of this server's own catalog. */
   status(options?: WaitOptions): Promise<CatalogStatus | null>
   /**
+   * Reads this server's catalog again, every entry against what was signed, and lets SQLite check the
+   * database; with `peers` also what is here of peers' catalogs. Damage to the own catalog stops
+   * publishing (`ERR_CORRUPT`) while reading goes on; damage to a peer's is fetched again.
+   */
+  verify(options?: VerifyOptions): Promise<CatalogVerification>
+  /**
+   * Says that publishing may go on after it was stopped. After a restore it does at once: call this
+   * when nothing was published since the backup. After the catalog was found to be written elsewhere,
+   * call it when the other copy was stopped for good: what peers have is fetched first. Rejects with
+   * `ERR_CORRUPT` when the catalog is damaged.
+   */
+  resumePublishing(options?: WaitOptions): Promise<void>
+  /**
+   * Starts a new feed with the books that are on the catalog now, and gives its key. Peers follow it
+   * as soon as they are connected; the old feed is deleted here.
+   */
+  startNewFeed(options?: WaitOptions): Promise<string>
+  /**
    * Says who is asked for books that were published with a function in an earlier run, until they
    * are published again; `null` for nobody.
    */
@@ -871,6 +945,23 @@ export declare class NodeEvents {
  * with `ERR_CLOSED`, except `close()`, `ref()`, `unref()` and `off()`, which do nothing then.
  */
 export declare class P2PNode {
+  /**
+   * Copies peers, catalogs and transfers as they are at one moment into a new file, readable by its
+   * owner only, while the node goes on. The file appears only when it is whole and synced. Books are
+   * not in it; the identity is if there is a passphrase, encrypted. Rejects with
+   * `ERR_INVALID_ARGUMENT` when the file exists or the passphrase has less than 8 characters,
+   * `ERR_DISK_FULL`, `ERR_IO`. Aborted, it leaves nothing.
+   */
+  backup(path: string, options?: BackupOptions): Promise<Backup>
+  /**
+   * Makes the data directory of a node from a backup. Opened afterwards, the node publishes nothing
+   * (`ERR_FEED_UNCONFIRMED`) until a peer has confirmed that its catalog is not longer elsewhere, or
+   * you have with `catalog.resumePublishing()`. Without the identity in the backup, its
+   * `keypair.json` must be in the directory. Rejects with `ERR_INVALID_STATE` when there is a node
+   * already or no key pair, `ERR_DENIED` for a wrong passphrase, `ERR_CORRUPT` for a file that is no
+   * whole backup; nothing was changed then.
+   */
+  static restore(backupPath: string, dataDir: string, options?: RestoreOptions): Promise<Restored>
   /**
    * Opens the node: makes the data directory and the identity at the first start, takes up what an
    * earlier run left, and goes online in the background. Rejects with `ERR_LOCKED` when another

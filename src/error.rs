@@ -73,6 +73,8 @@ codes! {
     Io = 52, "ERR_IO";
     /// A socket could not be opened or used.
     Network = 53, "ERR_NETWORK";
+    /// The node was restored, and its catalog may be longer elsewhere: nothing is published yet.
+    FeedUnconfirmed = 54, "ERR_FEED_UNCONFIRMED";
     /// A defect of this library.
     Internal = 90, "ERR_INTERNAL";
 }

@@ -16,10 +16,7 @@ pub enum CatalogError {
     #[error("the catalog's feed failed: {0}")]
     Core(CoreError),
     /// The own feed is shorter than what was published before: part of it was lost.
-    #[error(
-        "the catalog feed of this node is damaged: {length} entries are left of {expected}; restore \
-         p2p.db from a backup, or remove it to start a new feed"
-    )]
+    #[error("{length} entries are left of {expected}")]
     OwnFeedDamaged {
         /// The feed's length now.
         length: u64,
@@ -29,9 +26,24 @@ pub enum CatalogError {
     /// Another server publishes in the same feed.
     #[error(
         "this server's catalog feed is also written elsewhere: its data directory was copied and both \
-         copies run. Stop one of them; on the other, close the node, remove p2p.db and publish again"
+         copies run, or it was set back in time. Stop the other copy; then call \
+         catalog.startNewFeed() for a feed of this server's own, or catalog.resumePublishing() to \
+         fetch the missing entries from peers and go on"
     )]
     WrittenElsewhere,
+    /// The node was restored, and nobody has said yet that its feed is not longer elsewhere.
+    #[error(
+        "this server was restored from a backup, and peers may have entries of its catalog that the \
+         backup does not: publishing waits for a peer that has the whole feed. If there is none, call \
+         catalog.startNewFeed(), or catalog.resumePublishing() when nothing was published since the backup"
+    )]
+    Unconfirmed,
+    /// The own feed is damaged. What the view has of it can be read.
+    #[error(
+        "the catalog feed of this server is damaged ({0}): nothing is published. Restore a backup, or \
+         call catalog.startNewFeed() to go on with the books that can be read"
+    )]
+    Damaged(String),
     /// The feed was replayed further, or replaced, by somebody else.
     #[error("the catalog changed meanwhile")]
     Moved,
@@ -79,9 +91,10 @@ impl From<CatalogError> for Error {
             CatalogError::Core(error) => return error.into(),
             CatalogError::Closed => return Self::closed(),
             CatalogError::Moved => ErrorCode::Internal,
-            CatalogError::OwnFeedDamaged { .. } | CatalogError::WrittenElsewhere => {
-                ErrorCode::Corrupt
-            }
+            CatalogError::OwnFeedDamaged { .. }
+            | CatalogError::WrittenElsewhere
+            | CatalogError::Damaged(_) => ErrorCode::Corrupt,
+            CatalogError::Unconfirmed => ErrorCode::FeedUnconfirmed,
             CatalogError::InvalidBook { .. } | CatalogError::InvalidCursor => {
                 ErrorCode::InvalidArgument
             }

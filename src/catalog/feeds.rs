@@ -8,9 +8,11 @@ use tokio_util::sync::CancellationToken;
 use super::replay::Replay;
 use super::view;
 use super::{CatalogError, CatalogOptions};
-use crate::crypto::PublicKey;
+use crate::crypto::{PublicKey, discovery_key};
+use crate::error::{Error, ErrorCode};
 use crate::hypercore::replicator::{CoreHandle, Download, Policy};
-use crate::hypercore::{Core, OpenOptions};
+use crate::hypercore::static_core::Progress;
+use crate::hypercore::{Core, CoreError, OpenOptions};
 use crate::sync::lock;
 
 /// How many entries of a peer's feed are fetched: enough for a full catalog that was rewritten a few
@@ -59,6 +61,12 @@ impl PeerFeeds {
         lock(&self.open).get(peer).map(|feed| feed.core.length())
     }
 
+    /// Whose feed has this key.
+    pub(super) fn holder(&self, key: &[u8; 32]) -> Option<PublicKey> {
+        let open = lock(&self.open);
+        open.iter().find(|(_, feed)| feed.key == *key).map(|(peer, _)| *peer)
+    }
+
     /// Follows the feed with this key as `peer`'s catalog from now on. The same key again changes
     /// nothing; another key replaces the view.
     pub(super) async fn set(
@@ -93,7 +101,25 @@ impl PeerFeeds {
         self.open(options, peer, key).await
     }
 
+    /// Opens a peer's feed; one that is damaged here is dropped, to be fetched anew.
     async fn open(
+        &self,
+        options: &CatalogOptions,
+        peer: PublicKey,
+        key: [u8; 32],
+    ) -> Result<(), CatalogError> {
+        match self.open_new(options, peer, key).await {
+            Err(CatalogError::Core(error)) if is_damage(&error) => {
+                tracing::warn!(peer = peer.short(), %error, "a peer's feed is fetched anew");
+                options.storage.remove(&discovery_key(&key)).await.map_err(CoreError::from)?;
+                options.database.write(move |transaction| view::remove(transaction, &peer)).await?;
+                self.open_new(options, peer, key).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn open_new(
         &self,
         options: &CatalogOptions,
         peer: PublicKey,
@@ -141,6 +167,58 @@ impl PeerFeeds {
         Ok(())
     }
 
+    /// Reads every peer's feed again; says of each whether it was damaged. Damaged entries are forgotten
+    /// and fetched again; a feed whose tree is damaged is dropped and fetched anew.
+    pub(super) async fn verify(
+        &self,
+        options: &CatalogOptions,
+        progress: Option<Progress>,
+    ) -> Result<Vec<(PublicKey, bool)>, CatalogError> {
+        let open: Vec<_> =
+            lock(&self.open).iter().map(|(peer, feed)| (*peer, Arc::clone(feed))).collect();
+        let mut found = Vec::with_capacity(open.len());
+        for (peer, feed) in open {
+            let damaged = match feed.core.verify(progress.clone()).await {
+                Ok(verified) if verified.bad.is_empty() => false,
+                Ok(_) => {
+                    feed.handle.set_download(Download::All);
+                    true
+                }
+                // It was replaced meanwhile.
+                Err(CoreError::Closed) => false,
+                Err(error) if is_damage(&error) => {
+                    self.fetch_anew(options, peer, feed.key).await?;
+                    true
+                }
+                Err(error) => return Err(error.into()),
+            };
+            if damaged {
+                tracing::warn!(
+                    peer = peer.short(),
+                    "a peer's feed was damaged; it is fetched again"
+                );
+            }
+            found.push((peer, damaged));
+        }
+        Ok(found)
+    }
+
+    async fn fetch_anew(
+        &self,
+        options: &CatalogOptions,
+        peer: PublicKey,
+        key: [u8; 32],
+    ) -> Result<(), CatalogError> {
+        let _one = self.changing.lock().await;
+        if lock(&self.open).get(&peer).is_some_and(|feed| feed.key != key) {
+            return Ok(());
+        }
+        self.delete_one(options, &peer).await;
+        options.storage.remove(&discovery_key(&key)).await.map_err(CoreError::from)?;
+        options.database.write(move |transaction| view::remove(transaction, &peer)).await?;
+        self.open_new(options, peer, key).await
+    }
+
     async fn close_one(&self, peer: &PublicKey) {
         let feed = lock(&self.open).remove(peer);
         if let Some(feed) = feed {
@@ -163,6 +241,10 @@ impl PeerFeeds {
             feed.close().await;
         }
     }
+}
+
+fn is_damage(error: &CoreError) -> bool {
+    Error::from(error.clone()).code == ErrorCode::Corrupt
 }
 
 /// Whether `server`'s own key signs the core, which for feeds of this library is always so.

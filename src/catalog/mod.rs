@@ -8,6 +8,8 @@
 //! | `find.rs`, `walk.rs`, `search.rs`, `fold.rs` | finding books in order; words, and how they compare |
 //! | `replay.rs` | follows a feed into the view |
 //! | `own.rs`, `plan.rs`, `sources.rs` | this node's feed; what must be appended; where the bytes are |
+//! | `halt.rs`, `recovery.rs` | what stops publishing; how it goes on, or with a new feed |
+//! | `verify.rs` | reads everything again to see that it is whole |
 //! | `feeds.rs` | peers' feeds |
 
 mod across;
@@ -18,20 +20,25 @@ mod error;
 mod feeds;
 mod find;
 mod fold;
+mod halt;
 mod have;
 mod list;
 mod own;
 mod plan;
+mod recovery;
 mod replay;
 mod search;
 mod sources;
+mod verify;
 mod view;
 mod walk;
 
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use across::{CatalogHit, Facets, SearchOptions, SearchPage};
@@ -42,18 +49,23 @@ pub use find::{Counts, Sort};
 pub use have::Have;
 pub use list::{ListOptions, Page};
 pub use plan::Changes;
+pub use verify::{Verification, VerifyOptions};
 pub use view::MAX_BOOKS;
 
 use crate::crypto::{KeyPair, PublicKey};
 use crate::error::Result;
 use crate::events::{EventKind, Events};
 use crate::hypercore::Storage;
-use crate::hypercore::replicator::{self, CoreHandle, Policy, Replicator};
+use crate::hypercore::replicator::{self, Replicator};
 use crate::store::{Database, StoreError};
 use crate::transfer::{BookSource, Description, Library, Provider};
 
 use feeds::PeerFeeds;
+use halt::Halt;
 use own::OwnFeed;
+
+/// How often peers' lengths are compared while a restored feed waits for them.
+const COMPARE: Duration = Duration::from_millis(500);
 
 /// What a catalog works with.
 #[derive(Clone)]
@@ -79,7 +91,6 @@ pub struct Catalog {
 struct Inner {
     options: CatalogOptions,
     own: OwnFeed,
-    own_handle: CoreHandle,
     peers: PeerFeeds,
     cancel: CancellationToken,
 }
@@ -107,13 +118,12 @@ pub struct CatalogStatus {
 impl Catalog {
     /// Opens the own feed, making it at the first start, and every peer's feed that is known.
     ///
-    /// Fails with `ERR_CORRUPT` when the own feed is damaged: it is never silently written anew. A
-    /// peer's feed that cannot be opened is logged and left out; its cached view stays.
+    /// An own feed that is damaged is never silently written anew: [`Catalog::trouble`] says so, the
+    /// books that were replayed can be read, and publishing fails. A peer's feed that is damaged is
+    /// fetched again; one that cannot be opened is logged and left out, and its cached view stays.
     pub async fn open(options: CatalogOptions) -> Result<Self> {
         let own = OwnFeed::open(&options).await?;
-        let own_handle = options.replicator.add(own.core.clone(), Policy::serve());
         let cancel = CancellationToken::new();
-        tokio::spawn(own.replay.clone().follow(cancel.clone()));
         let peers = PeerFeeds::default();
         let me = options.key_pair.public_key();
         for feed in options.database.read(view::feeds)? {
@@ -124,27 +134,58 @@ impl Catalog {
                 tracing::warn!(peer = feed.server.short(), %error, "a peer's feed does not open");
             }
         }
-        let inner = Arc::new(Inner { options, own, own_handle, peers, cancel });
+        let inner = Arc::new(Inner { options, own, peers, cancel });
         tokio::spawn(watch_for_copies(Arc::downgrade(&inner)));
+        tokio::spawn(confirm(Arc::downgrade(&inner)));
         Ok(Self { inner })
     }
 
     /// What keeps this node from publishing, for a person; `None` when all is well.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
-        self.inner.own.check_single().err().map(|error| error.to_string())
+        self.inner.own.check().err().map(|error| error.to_string())
     }
 
     /// The key of the own feed's core.
     #[must_use]
     pub fn key(&self) -> [u8; 32] {
-        *self.inner.own.core.key()
+        self.inner.own.current().key
+    }
+
+    /// The key of the own feed's core, and every new one from now on.
+    #[must_use]
+    pub fn keys(&self) -> watch::Receiver<[u8; 32]> {
+        self.inner.own.key.subscribe()
     }
 
     /// The length of the own feed, in entries.
     #[must_use]
     pub fn length(&self) -> u64 {
-        self.inner.own.core.length()
+        self.inner.own.current().length()
+    }
+
+    /// Says that publishing may go on after it was stopped. After a restore it does at once: call this
+    /// when nothing was published since the backup, or no peer has seen it. After the feed was found to
+    /// be written elsewhere, when the other copy was stopped for good: what peers have of the feed is
+    /// fetched first, and then publishing goes on.
+    ///
+    /// Fails with `ERR_CORRUPT` when the feed is damaged. Not cancel safe.
+    pub async fn resume_publishing(&self) -> Result<()> {
+        let catalog = self.clone();
+        let resuming = tokio::spawn(async move { catalog.inner.own.resume().await });
+        Ok(resuming.await.map_err(|_| CatalogError::Closed)??)
+    }
+
+    /// Starts a new feed with the books that are on the catalog now, and returns its key. Peers hear of
+    /// it in the next hello and follow it instead of the old one, which is deleted here.
+    ///
+    /// Once begun, it comes to its end also when the caller goes.
+    pub async fn start_new_feed(&self) -> Result<[u8; 32]> {
+        let catalog = self.clone();
+        let starting = tokio::spawn(async move { catalog.inner.own.start_new().await });
+        let key = starting.await.map_err(|_| CatalogError::Closed)??;
+        self.inner.options.tell(true, "a new catalog feed was started; peers follow it".to_owned());
+        Ok(key)
     }
 
     /// Adds books to the catalog, or describes them anew. Only what changed is appended, all in one
@@ -223,10 +264,10 @@ impl Catalog {
     /// Closes all feeds. The database stays open; a second call does nothing.
     pub async fn close(&self) {
         self.inner.cancel.cancel();
-        self.inner.own_handle.close();
         self.inner.peers.close().await;
-        if let Err(error) = self.inner.own.core.close().await {
-            tracing::warn!(%error, "the own feed did not close cleanly");
+        let _one = self.inner.own.publishing.lock().await;
+        if let Some(live) = &self.inner.own.current().live {
+            live.close().await;
         }
     }
 
@@ -239,12 +280,18 @@ impl Catalog {
     }
 }
 
+impl CatalogOptions {
+    fn tell(&self, ok: bool, message: String) {
+        self.events.emit(EventKind::Status { layer: "catalog".to_owned(), ok, message });
+    }
+}
+
 /// Stops publishing when a peer has entries of the own feed that were not written here: two copies of
-/// one data directory are running.
+/// one data directory are running, or it was set back in time. Says so of a peer's feed, too.
 async fn watch_for_copies(catalog: Weak<Inner>) {
-    let Some((mut events, cancel, key)) = catalog.upgrade().map(|inner| {
-        (inner.options.replicator.events(), inner.cancel.clone(), *inner.own.core.key())
-    }) else {
+    let Some((mut events, cancel)) =
+        catalog.upgrade().map(|inner| (inner.options.replicator.events(), inner.cancel.clone()))
+    else {
         return;
     };
     loop {
@@ -255,11 +302,54 @@ async fn watch_for_copies(catalog: Weak<Inner>) {
         };
         let replicator::EventKind::WrittenElsewhere { .. } = event.kind else { continue };
         let Some(inner) = catalog.upgrade() else { return };
-        if event.key == key && inner.own.stop_publishing().await {
-            let message = CatalogError::WrittenElsewhere.to_string();
-            tracing::error!(peer = event.peer.short(), message, "publishing has stopped");
-            let layer = "catalog".to_owned();
-            inner.options.events.emit(EventKind::Status { layer, ok: false, message });
+        if event.key == inner.own.current().key {
+            if inner.own.stop_publishing(Halt::WrittenElsewhere).await {
+                let message = CatalogError::WrittenElsewhere.to_string();
+                tracing::error!(peer = event.peer.short(), message, "publishing has stopped");
+                inner.options.tell(false, message);
+            }
+        } else if let Some(peer) = inner.peers.holder(&event.key) {
+            tracing::warn!(peer = peer.short(), "a peer's catalog is written twice");
+            let peer = peer.to_z32();
+            inner.options.tell(false, format!(
+                "the server {peer} has published two different catalogs in one feed: its data \
+                 directory was copied or set back. What was here first is kept until it starts a new \
+                 feed"
+            ));
+        }
+    }
+}
+
+/// Lets a restored feed be written again once a peer has confirmed it.
+async fn confirm(catalog: Weak<Inner>) {
+    let Some((mut halts, cancel)) =
+        catalog.upgrade().map(|inner| (inner.own.halt.subscribe(), inner.cancel.clone()))
+    else {
+        return;
+    };
+    loop {
+        let waits = halts.wait_for(|halt| *halt == Some(Halt::Restored));
+        match cancel.run_until_cancelled(waits).await {
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => return,
+        }
+        if cancel.run_until_cancelled(tokio::time::sleep(COMPARE)).await.is_none() {
+            return;
+        }
+        let Some(inner) = catalog.upgrade() else { return };
+        match inner.own.try_confirm().await {
+            Ok(true) => {
+                let message = "peers have no more of this server's catalog than it has: books can be \
+                               published again";
+                tracing::info!(message);
+                inner.options.tell(true, message.to_owned());
+            }
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%error, "a restored feed could not be written again");
+                inner.options.tell(false, error.to_string());
+                return;
+            }
         }
     }
 }
@@ -305,7 +395,7 @@ impl PeerCatalog {
         let feed = self.database().read(|connection| view::feed(connection, &self.server))?;
         let is_own = self.server == self.inner.options.key_pair.public_key();
         let length = if is_own {
-            Some(self.inner.own.core.length())
+            Some(self.inner.own.current().length())
         } else {
             self.inner.peers.length(&self.server)
         };

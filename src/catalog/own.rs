@@ -1,48 +1,113 @@
 //! This node's own feed: published, synchronized, and replayed like any other.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rusqlite::types::FromSql;
 use rusqlite::{Connection, OptionalExtension};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::book::Book;
+use super::halt::Halt;
 use super::plan::{self, Changes, Plan};
 use super::replay::Replay;
 use super::sources::{self, Providers};
 use super::view::{self, Feed};
 use super::{CatalogError, CatalogOptions};
 use crate::crypto::random;
+use crate::error::{Error, ErrorCode};
+use crate::hypercore::replicator::{CoreHandle, Policy};
 use crate::hypercore::{Core, Manifest, OpenOptions};
-use crate::store::{Database, StoreError};
+use crate::store::StoreError;
 use crate::text;
 use crate::time::now_ms;
 
 /// The row of `meta` with the namespace under which the identity signs the feed. It is random, so that
 /// a lost database gives a new feed and never a second one with the same key.
-const NAMESPACE: &str = "catalog_namespace";
-
-/// The row of `meta` that says that the feed was also written elsewhere, once that is known.
-const ELSEWHERE: &str = "catalog_written_elsewhere";
+pub(super) const NAMESPACE: &str = "catalog_namespace";
 
 /// The own feed.
 pub(super) struct OwnFeed {
+    pub(super) providers: Providers,
+    pub(super) options: CatalogOptions,
+    current: RwLock<Arc<Current>>,
+    /// One change at a time: each is planned against what the one before it left.
+    pub(super) publishing: Mutex<()>,
+    /// What keeps this node from publishing.
+    pub(super) halt: watch::Sender<Option<Halt>>,
+    /// The feed's key, which changes when a new feed is started.
+    pub(super) key: watch::Sender<[u8; 32]>,
+}
+
+/// The feed as it is now.
+pub(super) struct Current {
+    pub(super) key: [u8; 32],
+    /// How many entries had been replayed when it was opened.
+    position: u64,
+    /// `None` for a feed that is too damaged to open: what the view has of it is still read.
+    pub(super) live: Option<Live>,
+}
+
+/// An open feed.
+pub(super) struct Live {
     pub(super) core: Core,
     pub(super) replay: Replay,
-    pub(super) providers: Providers,
-    database: Database,
-    /// One change at a time: each is planned against what the one before it left.
-    publishing: Mutex<()>,
-    /// A peer has entries of this feed that were not written here.
-    written_elsewhere: AtomicBool,
+    pub(super) handle: CoreHandle,
+    cancel: CancellationToken,
+}
+
+impl Current {
+    pub(super) fn length(&self) -> u64 {
+        self.live.as_ref().map_or(self.position, |live| live.core.length())
+    }
+}
+
+impl Live {
+    /// Opens the feed, brings the view up to date with it, and shares it. Without `writes` its key pair
+    /// signs nothing, and entries of it that peers have are fetched.
+    pub(super) async fn open(
+        options: &CatalogOptions,
+        manifest: Manifest,
+        feed: Feed,
+        writes: bool,
+    ) -> Result<Self, CatalogError> {
+        let open = OpenOptions {
+            manifest: Some(manifest),
+            writer: writes.then(|| options.key_pair.clone()),
+            ..OpenOptions::default()
+        };
+        let core = Core::open(&*options.storage, feed.key, open)?;
+        if core.length() < feed.position {
+            return Err(CatalogError::OwnFeedDamaged {
+                length: core.length(),
+                expected: feed.position,
+            });
+        }
+        let (database, events) = (options.database.clone(), options.events.clone());
+        let replay = Replay::new(database, core.clone(), events, feed);
+        replay.catch_up().await?;
+        let policy = if writes { Policy::serve() } else { Policy::fetch() };
+        let handle = options.replicator.add(core.clone(), policy);
+        let cancel = CancellationToken::new();
+        tokio::spawn(replay.clone().follow(cancel.clone()));
+        Ok(Self { core, replay, handle, cancel })
+    }
+
+    pub(super) async fn close(&self) {
+        self.cancel.cancel();
+        self.handle.close();
+        if let Err(error) = self.core.close().await {
+            tracing::warn!(%error, "the own feed did not close cleanly");
+        }
+    }
 }
 
 impl OwnFeed {
-    /// Opens the own feed and brings the view up to date with it.
+    /// Opens the own feed and brings the view up to date with it. A damaged one is read as far as the
+    /// view has it, and not written.
     pub(super) async fn open(options: &CatalogOptions) -> Result<Self, CatalogError> {
         let server = options.key_pair.public_key();
-        let (manifest, feed) = options
+        let (manifest, feed, halt) = options
             .database
             .write(move |transaction| {
                 let namespace = match meta(transaction, NAMESPACE)? {
@@ -58,61 +123,59 @@ impl OwnFeed {
                 };
                 let manifest = Manifest::single_in(server, namespace);
                 let feed = view::set_feed(transaction, &server, &manifest.key())?;
-                Ok::<_, CatalogError>((manifest, feed))
+                Ok::<_, CatalogError>((manifest, feed, Halt::read(transaction)?))
             })
             .await?;
-        let open = OpenOptions {
-            manifest: Some(manifest),
-            writer: Some(options.key_pair.clone()),
-            ..OpenOptions::default()
+        let (key, position) = (feed.key, feed.position);
+        let writes = halt != Some(Halt::Restored);
+        let (live, halt) = match Live::open(options, manifest, feed, writes).await {
+            Ok(live) => (Some(live), halt),
+            Err(error) => (None, Some(damage(error)?)),
         };
-        let core = Core::open(&*options.storage, feed.key, open)?;
-        if core.length() < feed.position {
-            return Err(CatalogError::OwnFeedDamaged {
-                length: core.length(),
-                expected: feed.position,
-            });
-        }
-        let (database, events) = (options.database.clone(), options.events.clone());
-        let replay = Replay::new(database.clone(), core.clone(), events, feed);
-        replay.catch_up().await?;
-        let elsewhere: Option<Vec<u8>> = database.read(|connection| meta(connection, ELSEWHERE))?;
         Ok(Self {
-            core,
-            replay,
             providers: Providers::default(),
-            database,
+            options: options.clone(),
+            current: RwLock::new(Arc::new(Current { key, position, live })),
             publishing: Mutex::new(()),
-            written_elsewhere: AtomicBool::new(elsewhere.is_some()),
+            halt: watch::Sender::new(halt),
+            key: watch::Sender::new(key),
         })
     }
 
-    /// Fails when a peer has shown that this feed is also written elsewhere.
-    pub(super) fn check_single(&self) -> Result<(), CatalogError> {
-        if self.written_elsewhere.load(Ordering::Acquire) {
-            return Err(CatalogError::WrittenElsewhere);
-        }
-        Ok(())
+    /// The feed as it is now.
+    pub(super) fn current(&self) -> Arc<Current> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A peer has shown that this feed is also written elsewhere: nothing is published from now on,
-    /// also after a restart. True the first time.
-    pub(super) async fn stop_publishing(&self) -> bool {
-        if self.written_elsewhere.swap(true, Ordering::AcqRel) {
-            return false;
-        }
-        let write = self.database.write(|transaction| {
-            transaction
-                .execute(
-                    "INSERT OR REPLACE INTO meta (name, value) VALUES (?1, x'01')",
-                    [ELSEWHERE],
-                )
-                .map_err(StoreError::from)
+    /// Puts a feed in place of the one before.
+    pub(super) fn replace(&self, feed: (&[u8; 32], u64), live: Option<Live>) {
+        let (key, position) = (*feed.0, feed.1);
+        let current = Arc::new(Current { key, position, live });
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = current;
+        self.key.send_if_modified(|known| std::mem::replace(known, key) != key);
+    }
+
+    /// Fails when nothing may be published, with what to do.
+    pub(super) fn check(&self) -> Result<(), CatalogError> {
+        self.halt.borrow().as_ref().map_or(Ok(()), |halt| Err(halt.error()))
+    }
+
+    /// Nothing is published from now on, also after a restart. True when that is new.
+    pub(super) async fn stop_publishing(&self, halt: Halt) -> bool {
+        let is_new = self.halt.send_if_modified(|known| {
+            let is_new = known.as_ref() != Some(&halt);
+            *known = Some(halt.clone());
+            is_new
         });
-        if let Err(error) = write.await {
-            tracing::warn!(%error, "that the feed is written elsewhere was not written down");
+        if is_new && let Err(error) = self.write_halt(Some(halt)).await {
+            tracing::warn!(%error, "why publishing stopped was not written down");
         }
-        true
+        is_new
+    }
+
+    /// Writes down what keeps this node from publishing.
+    pub(super) async fn write_halt(&self, halt: Option<Halt>) -> Result<(), StoreError> {
+        self.options.database.write(move |t| Halt::write(t, halt.as_ref())).await
     }
 
     /// Has `books` in the catalog, as given.
@@ -138,9 +201,11 @@ impl OwnFeed {
         plan: impl FnOnce(&Connection, &Feed, &[Book]) -> Result<Plan, CatalogError> + Send + 'static,
     ) -> Result<Changes, CatalogError> {
         let _one = self.publishing.lock().await;
-        self.check_single()?;
-        self.replay.catch_up().await?;
-        let (feed, database) = (self.replay.feed().await, self.database.clone());
+        self.check()?;
+        let current = self.current();
+        let live = current.live.as_ref().ok_or(CatalogError::Closed)?;
+        live.replay.catch_up().await?;
+        let (feed, database) = (live.replay.feed().await, self.options.database.clone());
         let books = Arc::new(books);
         let planned = Arc::clone(&books);
         let (plan, places) = tokio::task::spawn_blocking(move || {
@@ -154,23 +219,40 @@ impl OwnFeed {
         .await
         .map_err(|_| CatalogError::Closed)??;
         if !places.is_empty() {
-            self.database.write(move |transaction| sources::put(transaction, &places)).await?;
+            let write = move |t: &rusqlite::Transaction<'_>| sources::put(t, &places);
+            self.options.database.write(write).await?;
         }
         self.providers.note(&books);
         if !plan.entries.is_empty() {
-            self.core.append(plan.entries).await?;
-            self.replay.catch_up().await?;
+            live.core.append(plan.entries).await?;
+            live.replay.catch_up().await?;
         }
         if !plan.removed.is_empty() {
             self.providers.forget(&plan.removed);
             let removed = plan.removed;
-            self.database.write(move |transaction| sources::remove(transaction, &removed)).await?;
+            let write = move |t: &rusqlite::Transaction<'_>| sources::remove(t, &removed);
+            self.options.database.write(write).await?;
         }
         Ok(plan.changes)
     }
 }
 
-fn meta<T: FromSql>(connection: &Connection, name: &str) -> Result<Option<T>, StoreError> {
+/// A failure that is damage, as what keeps this node from publishing; any other is an error still.
+pub(super) fn damage(error: CatalogError) -> Result<Halt, CatalogError> {
+    let message = error.to_string();
+    let is_damage = match &error {
+        CatalogError::OwnFeedDamaged { .. } => true,
+        CatalogError::Core(error) => Error::from(error.clone()).code == ErrorCode::Corrupt,
+        CatalogError::Store(error) => error.is_corrupt(),
+        _ => false,
+    };
+    if is_damage { Ok(Halt::Damaged(message)) } else { Err(error) }
+}
+
+pub(super) fn meta<T: FromSql>(
+    connection: &Connection,
+    name: &str,
+) -> Result<Option<T>, StoreError> {
     let mut statement = connection.prepare_cached("SELECT value FROM meta WHERE name = ?1")?;
     Ok(statement.query_row([name], |row| row.get(0)).optional()?)
 }

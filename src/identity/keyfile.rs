@@ -90,6 +90,20 @@ pub(super) fn load_or_create(data_dir: &Path) -> Result<KeyPair, KeyFileError> {
     }
 }
 
+/// The pair in `data_dir`, if there is one.
+pub(super) fn load_if_there(data_dir: &Path) -> Result<Option<KeyPair>, KeyFileError> {
+    match File::open(data_dir.join(FILE)) {
+        Ok(file) => load(&file).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(KeyFileError::Io { doing: "read", source }),
+    }
+}
+
+/// Writes a pair where there is none.
+pub(super) fn create_new(data_dir: &Path, pair: &KeyPair) -> Result<(), KeyFileError> {
+    create(data_dir, pair).map_err(|source| KeyFileError::Io { doing: "written", source })
+}
+
 fn load(file: &File) -> Result<KeyPair, KeyFileError> {
     let failed = |source| KeyFileError::Io { doing: "read", source };
     restrict(file)?;

@@ -9,12 +9,13 @@ mod link;
 mod lock;
 mod parse;
 mod qr;
+mod seal;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::crypto::{KeyPair, PublicKey};
-use crate::error::Error;
+use crate::error::{Error, ErrorCode};
 
 pub use fingerprint::fingerprint;
 pub use keyfile::KeyFileError;
@@ -22,6 +23,7 @@ pub use link::{LINK_PREFIX, invite_link};
 pub use lock::{DataDirLock, LockError};
 pub use parse::{KeyError, ParsedKey, parse_key};
 pub use qr::{qr_svg, qr_terminal};
+pub(crate) use seal::{seal, unseal};
 
 /// This server's identity. Clones share the key pair.
 #[derive(Debug, Clone)]
@@ -39,6 +41,27 @@ impl Identity {
     /// is written.
     pub fn open(data_dir: &Path) -> Result<Self, Error> {
         Ok(Self::from_key_pair(keyfile::load_or_create(data_dir)?))
+    }
+
+    /// Puts a key pair from a backup into `data_dir`; the same pair may be there already. Blocks on disk.
+    ///
+    /// # Errors
+    ///
+    /// `ERR_INVALID_STATE` when another pair is there.
+    pub(crate) fn put(data_dir: &Path, pair: &KeyPair) -> Result<(), Error> {
+        match keyfile::load_if_there(data_dir)? {
+            None => Ok(keyfile::create_new(data_dir, pair)?),
+            Some(there) if there.public_key() == pair.public_key() => Ok(()),
+            Some(_) => Err(Error::new(
+                ErrorCode::InvalidState,
+                "keypair.json in the data directory is another server's: restore into a new directory",
+            )),
+        }
+    }
+
+    /// The public key in `data_dir`, if there is a `keypair.json`. Blocks on disk.
+    pub(crate) fn public_key_in(data_dir: &Path) -> Result<Option<PublicKey>, Error> {
+        Ok(keyfile::load_if_there(data_dir)?.map(|pair| pair.public_key()))
     }
 
     /// The identity of a key pair that is kept elsewhere.

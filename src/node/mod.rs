@@ -1,6 +1,7 @@
 //! The node: opens every layer over one data directory, joins them, and closes them again.
 
 mod advice;
+mod backup;
 mod network;
 mod options;
 mod status;
@@ -14,6 +15,7 @@ use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use backup::{Backup, BackupOptions, Restored};
 pub use options::{Limits, NodeOptions, RelaySettings};
 pub use status::{Layer, Status};
 
@@ -101,11 +103,14 @@ impl Node {
         })
         .await?;
         let tasks = Tasks::default();
-        let hello = Hello {
-            version: VERSION,
-            nickname,
-            feed_key: Some(catalog.key()),
-            features: Vec::new(),
+        let hello = {
+            let catalog = catalog.clone();
+            move || Hello {
+                version: VERSION,
+                nickname: nickname.clone(),
+                feed_key: Some(catalog.key()),
+                features: Vec::new(),
+            }
         };
         let transfers = Transfers::open(TransferOptions {
             database: database.clone(),
@@ -117,7 +122,7 @@ impl Node {
             data_dir: options.data_dir.clone(),
             books_dir: options.books_dir.clone().unwrap_or_else(|| options.data_dir.join("books")),
             limits: options.limits.into(),
-            hello: Arc::new(move || hello.clone()),
+            hello: Arc::new(hello),
             on_hello: tasks.on_hello(&peers, &catalog),
         })
         .await?;
@@ -139,7 +144,7 @@ impl Node {
             },
         })?;
         tracing::info!(key = identity.public_key().short(), "the node is open");
-        Ok(Self {
+        let node = Self {
             inner: Arc::new(Inner {
                 data_dir: options.data_dir,
                 identity,
@@ -156,7 +161,25 @@ impl Node {
                 closed: OnceCell::new(),
                 lock: std::sync::Mutex::new(Some(lock)),
             }),
-        })
+        };
+        node.say_hello_anew();
+        Ok(node)
+    }
+
+    /// Lets every peer hear of a new feed: a connection's hello is said once, so it is made anew.
+    fn say_hello_anew(&self) {
+        let mut keys = self.catalog().keys();
+        let (cancel, node) = (self.inner.tasks.cancel.clone(), Arc::downgrade(&self.inner));
+        self.inner.tasks.tracker.spawn(async move {
+            while let Some(Ok(())) = cancel.run_until_cancelled(keys.changed()).await {
+                let Some(inner) = node.upgrade() else { return };
+                let Some(online) = inner.place.online() else { continue };
+                for connection in online.connections.list() {
+                    connection.mux.close();
+                    online.connections.wake(&connection.key);
+                }
+            }
+        });
     }
 
     /// Who this server is. Also after the node was closed.

@@ -6,7 +6,9 @@
 //! syncs the log for all that wait for it, while the next transactions run. Reads run on the caller's
 //! thread over a small pool of read-only connections and see every acknowledged write.
 
+mod backup;
 mod cores;
+mod integrity;
 mod schema;
 mod writer;
 
@@ -20,6 +22,7 @@ use crate::error::{Error, ErrorCode};
 use crate::sync::lock;
 use writer::{Finish, Job, Ran, Writer};
 
+pub(crate) use backup::{BackupFacts, RESTORED, read_backup, restore_backup};
 pub use cores::CoreStore;
 
 /// How many writes may wait for the writer thread; further callers wait (their future stays pending).

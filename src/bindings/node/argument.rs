@@ -29,6 +29,15 @@ pub fn optional_string(value: Unknown<'_>, name: &str) -> Result<Option<String>>
     if is_missing(&value) { Ok(None) } else { string(value, name).map(Some) }
 }
 
+/// A boolean that may be left out.
+pub fn optional_boolean(value: Unknown<'_>, name: &str) -> Result<Option<bool>> {
+    match type_of(&value) {
+        _ if is_missing(&value) => Ok(None),
+        ValueType::Boolean => cast(value, name).map(Some),
+        _ => Err(wrong(name, "a boolean", &value)),
+    }
+}
+
 /// A whole number, zero or more, that may be left out.
 pub fn optional_count(value: Unknown<'_>, name: &str) -> Result<Option<u64>> {
     if is_missing(&value) {

@@ -5,14 +5,15 @@ use napi::bindgen_prelude::Unknown;
 use napi_derive::napi;
 use serde::de::DeserializeOwned;
 
-use super::argument::{is_missing, string};
+use super::argument::{is_missing, optional_boolean, property, string};
+use super::backup::progress;
 use super::book::{books, provider};
 use super::call::{Promised, call, on_disk};
 use super::error::{Code, invalid};
 use super::json::{Json, UNDEFINED, from_js};
 use super::life::Life;
 use super::peer_manager::public_key;
-use crate::catalog::{self, Catalog, ListOptions, SearchOptions};
+use crate::catalog::{self, Catalog, ListOptions, SearchOptions, VerifyOptions};
 use crate::error::Result;
 
 /// This server's catalog: the books that it offers to its peers, as a Hypercore that they follow live.
@@ -154,6 +155,59 @@ impl CatalogFeed {
     pub fn status<'env>(&self, env: &'env Env, options: Option<Unknown<'env>>) -> Promised<'env> {
         let catalog = self.catalog.clone();
         call(env, &self.life, options, |_| Ok(on_disk(move || Json::new(&catalog.status()?))))
+    }
+
+    /// Reads this server's catalog again, every entry against what was signed, and lets SQLite check the
+    /// database; with `peers` also what is here of peers' catalogs. Damage to the own catalog stops
+    /// publishing (`ERR_CORRUPT`) while reading goes on; damage to a peer's is fetched again.
+    #[napi(
+        ts_args_type = "options?: VerifyOptions",
+        ts_return_type = "Promise<CatalogVerification>"
+    )]
+    pub fn verify<'env>(&self, env: &'env Env, options: Option<Unknown<'env>>) -> Promised<'env> {
+        let catalog = self.catalog.clone();
+        call(env, &self.life, options, |options| {
+            let mut wanted =
+                VerifyOptions { progress: progress(options.as_ref())?, ..VerifyOptions::default() };
+            if let Some(options) = &options {
+                let peers = optional_boolean(property(options, "peers")?, "peers")?;
+                wanted.peers = peers.unwrap_or_default();
+            }
+            Ok(async move { Json::new(&catalog.verify(wanted).await?) })
+        })
+    }
+
+    /// Says that publishing may go on after it was stopped. After a restore it does at once: call this
+    /// when nothing was published since the backup. After the catalog was found to be written elsewhere,
+    /// call it when the other copy was stopped for good: what peers have is fetched first. Rejects with
+    /// `ERR_CORRUPT` when the catalog is damaged.
+    #[napi(ts_args_type = "options?: WaitOptions", ts_return_type = "Promise<void>")]
+    pub fn resume_publishing<'env>(
+        &self,
+        env: &'env Env,
+        options: Option<Unknown<'env>>,
+    ) -> Promised<'env> {
+        let catalog = self.catalog.clone();
+        call(env, &self.life, options, |_| {
+            Ok(async move {
+                catalog.resume_publishing().await?;
+                Ok(UNDEFINED)
+            })
+        })
+    }
+
+    /// Starts a new feed with the books that are on the catalog now, and gives its key. Peers follow it
+    /// as soon as they are connected; the old feed is deleted here.
+    #[napi(ts_args_type = "options?: WaitOptions", ts_return_type = "Promise<string>")]
+    pub fn start_new_feed<'env>(
+        &self,
+        env: &'env Env,
+        options: Option<Unknown<'env>>,
+    ) -> Promised<'env> {
+        let catalog = self.catalog.clone();
+        call(env, &self.life, options, |_| {
+            Ok(async move { Ok(z32::encode(&catalog.start_new_feed().await?)) })
+        })
     }
 
     /// Says who is asked for books that were published with a function in an earlier run, until they

@@ -10,6 +10,7 @@
 #![allow(unsafe_code)]
 
 mod argument;
+mod backup;
 mod book;
 mod call;
 mod catalog_feed;

@@ -42,6 +42,12 @@ pub struct P2PNode {
     listeners: Mutex<Vec<Listener>>,
 }
 
+impl P2PNode {
+    pub(super) fn opened(&self) -> &Arc<Open> {
+        &self.open
+    }
+}
+
 #[napi]
 impl P2PNode {
     /// Opens the node: makes the data directory and the identity at the first start, takes up what an

@@ -48,6 +48,8 @@ export type ErrorCode =
   | 'ERR_IO'
   /** A socket could not be opened or used. */
   | 'ERR_NETWORK'
+  /** The node was restored, and its catalog may be longer elsewhere: nothing is published yet. */
+  | 'ERR_FEED_UNCONFIRMED'
   /** A defect of this library; please report it. */
   | 'ERR_INTERNAL'
 
@@ -382,6 +384,62 @@ export type CatalogSort =
   | 'added'
   /** The order in which servers published the books. */
   | 'published'
+
+/** What {@link CatalogFeed.verify} takes. */
+export interface VerifyOptions extends WaitOptions {
+  /** Also what is here of peers' catalogs. */
+  peers?: boolean
+  /** Told how far the catalog that is read now is, about once a mebibyte. */
+  onProgress?: (progress: { bytes: number; total: number }) => void
+}
+
+/** What {@link CatalogFeed.verify} has found. */
+export interface CatalogVerification {
+  /** Whether this server's catalog and the database are whole. */
+  ok: boolean
+  /** How many entries of this server's catalog are as they were signed. */
+  entries: number
+  /** The entries that are not, the first hundred. */
+  damaged: number[]
+  /** What is wrong, in words. */
+  problems: string[]
+  /** Whether what is shown of this server's catalog was not what it says, and was made anew from it. */
+  rebuilt: boolean
+  /** The peers whose catalogs were damaged here; the damage is fetched again. */
+  refetched: string[]
+}
+
+/** What {@link P2PNode.backup} takes. */
+export interface BackupOptions extends WaitOptions {
+  /** Encrypts the identity in the backup; at least 8 characters. Without one the identity is left out. */
+  passphrase?: string
+  /** Leave the identity out, or insist that it is in. */
+  identity?: boolean
+}
+
+/** A backup that was made. */
+export interface Backup {
+  /** The file. */
+  path: string
+  /** Its size. */
+  bytes: number
+  /** Whether the identity is in it. */
+  hasIdentity: boolean
+}
+
+/** What {@link P2PNode.restore} takes. */
+export interface RestoreOptions extends WaitOptions {
+  /** What the identity in the backup was encrypted with. */
+  passphrase?: string
+}
+
+/** A data directory that was made from a backup. */
+export interface Restored {
+  /** Whose it is. */
+  publicKey: string
+  /** Whether `keypair.json` came out of the backup. */
+  hasIdentity: boolean
+}
 
 /** Which books to list. */
 export interface ListOptions extends WaitOptions {

@@ -28,17 +28,23 @@ impl Core {
     /// Blocks that are not what the tree says are forgotten, durably; then they may be fetched again.
     /// In a file that is only read nothing is forgotten. Dropping the future ends the work soon.
     pub async fn verify(&self, progress: Option<Progress>) -> Result<Verified, CoreError> {
-        self.flush().await?;
-        let cancelled = CancelOnDrop::default();
-        let flag = Arc::clone(&cancelled.0);
-        let core = self.clone();
-        let verified = blocking(move || core.verify_now(progress.as_ref(), &flag)).await??;
+        let verified = self.check(progress).await?;
         let read_only =
             self.inner.file.as_ref().is_some_and(|file| file.access() == FileAccess::Read);
         if !verified.bad.is_empty() && !read_only {
             self.forget(&verified.bad).await?;
         }
         Ok(verified)
+    }
+
+    /// As [`Core::verify`], but changes nothing: blocks that are not what the tree says are kept. For a
+    /// log that is written here, and so can be fetched from nobody.
+    pub async fn check(&self, progress: Option<Progress>) -> Result<Verified, CoreError> {
+        self.flush().await?;
+        let cancelled = CancelOnDrop::default();
+        let flag = Arc::clone(&cancelled.0);
+        let core = self.clone();
+        blocking(move || core.verify_now(progress.as_ref(), &flag)).await?
     }
 
     fn verify_now(

@@ -1,0 +1,173 @@
+//! The way back to publishing: hearing from peers that a restored feed is not behind, a person who knows
+//! better, or a new feed.
+
+use bytes::Bytes;
+use rusqlite::params;
+
+use super::halt::Halt;
+use super::own::{Live, NAMESPACE, OwnFeed, damage, meta};
+use super::view::{self, Feed};
+use super::{CatalogError, CatalogOptions};
+use crate::crypto::random;
+use crate::hypercore::{Core, Manifest, OpenOptions};
+use crate::store::StoreError;
+
+/// How many entries are taken over to a new feed at once.
+const PAGE: u64 = 2000;
+
+impl OwnFeed {
+    /// A person says that publishing may go on. A restored feed is written again at once; one that was
+    /// also written elsewhere is first fetched from the peers that have more of it.
+    pub(super) async fn resume(&self) -> Result<(), CatalogError> {
+        let _one = self.publishing.lock().await;
+        let halt = self.halt.borrow().clone();
+        match halt {
+            None => Ok(()),
+            Some(Halt::Restored) => self.reopen(None).await,
+            Some(Halt::WrittenElsewhere) => self.reopen(Some(Halt::Restored)).await,
+            Some(damaged @ Halt::Damaged(_)) => Err(damaged.error()),
+        }
+    }
+
+    /// Writes a restored feed again if a connected peer has exactly as much of it as is here, and none
+    /// says that it has more. True when it is written again now.
+    pub(super) async fn try_confirm(&self) -> Result<bool, CatalogError> {
+        if !self.is_confirmed() {
+            return Ok(false);
+        }
+        let _one = self.publishing.lock().await;
+        let waits = *self.halt.borrow() == Some(Halt::Restored);
+        if waits {
+            self.reopen(None).await?;
+        }
+        Ok(waits)
+    }
+
+    fn is_confirmed(&self) -> bool {
+        let current = self.current();
+        let Some(live) = &current.live else { return false };
+        let (here, peers) = (live.core.state(), live.handle.peers());
+        here.length > 0
+            && here.contiguous_length == here.length
+            && peers.iter().any(|peer| peer.remote_length == here.length)
+            && peers.iter().all(|peer| peer.remote_length <= here.length)
+    }
+
+    /// Opens the feed again, to be written when nothing halts it.
+    async fn reopen(&self, halt: Option<Halt>) -> Result<(), CatalogError> {
+        self.write_halt(halt.clone()).await?;
+        if let Some(live) = &self.current().live {
+            live.close().await;
+        }
+        let server = self.options.key_pair.public_key();
+        let (manifest, feed) = self.options.database.read(|connection| {
+            let namespace = meta(connection, NAMESPACE)?.ok_or(CatalogError::Moved)?;
+            let feed = view::feed(connection, &server)?.ok_or(CatalogError::Moved)?;
+            Ok::<_, CatalogError>((Manifest::single_in(server, namespace), feed))
+        })?;
+        self.put(manifest, feed, halt).await
+    }
+
+    async fn put(
+        &self,
+        manifest: Manifest,
+        feed: Feed,
+        halt: Option<Halt>,
+    ) -> Result<(), CatalogError> {
+        let (key, position) = (feed.key, feed.position);
+        match Live::open(&self.options, manifest, feed, halt.is_none()).await {
+            Ok(live) => {
+                self.replace((&key, position), Some(live));
+                self.halt.send_replace(halt);
+                Ok(())
+            }
+            Err(error) => {
+                self.replace((&key, position), None);
+                let halt = damage(error)?;
+                let error = halt.error();
+                self.halt.send_replace(Some(halt));
+                Err(error)
+            }
+        }
+    }
+
+    /// Empties the view of the own feed and replays it from the start.
+    pub(super) async fn replay_anew(&self) -> Result<(), CatalogError> {
+        let _one = self.publishing.lock().await;
+        let (server, key) = (self.options.key_pair.public_key(), self.current().key);
+        self.options
+            .database
+            .write(move |transaction| {
+                view::remove(transaction, &server)?;
+                view::set_feed(transaction, &server, &key)
+            })
+            .await?;
+        let halt = self.halt.borrow().clone();
+        self.reopen(halt).await
+    }
+
+    /// Starts a new feed with the books that are on the catalog now, and returns its key. The old one is
+    /// deleted here. Cancelled, it has done all of it or nothing.
+    pub(super) async fn start_new(&self) -> Result<[u8; 32], CatalogError> {
+        let _one = self.publishing.lock().await;
+        let options = &self.options;
+        let (server, namespace) = (options.key_pair.public_key(), random::<32>());
+        let manifest = Manifest::single_in(server, namespace);
+        let key = manifest.key();
+        // Whole on disk before anything names it: a crash leaves the old feed as it was.
+        copy_books(options, &manifest).await?;
+        let feed = options
+            .database
+            .write(move |transaction| {
+                transaction.execute(
+                    "INSERT OR REPLACE INTO meta (name, value) VALUES (?1, ?2)",
+                    (NAMESPACE, namespace),
+                )?;
+                Halt::write(transaction, None)?;
+                view::set_feed(transaction, &server, &key)
+            })
+            .await?;
+        let before = self.current();
+        if let Some(live) = &before.live {
+            live.close().await;
+        }
+        self.put(manifest, feed, None).await?;
+        let old = crate::crypto::discovery_key(&before.key);
+        if let Err(error) = options.storage.remove(&old).await {
+            tracing::warn!(%error, "the old feed was not deleted");
+        }
+        tracing::info!("a new catalog feed was started");
+        Ok(key)
+    }
+}
+
+/// Appends every book on the catalog to a feed of its own.
+async fn copy_books(options: &CatalogOptions, manifest: &Manifest) -> Result<(), CatalogError> {
+    let open = OpenOptions {
+        manifest: Some(manifest.clone()),
+        writer: Some(options.key_pair.clone()),
+        ..OpenOptions::default()
+    };
+    let core = Core::open(&*options.storage, manifest.key(), open)?;
+    let server = options.key_pair.public_key();
+    let mut after = -1;
+    loop {
+        let page = options.database.read(|connection| {
+            let Some(feed) = view::feed(connection, &server)? else { return Ok(Vec::new()) };
+            let (first, last) = view::rows_of(feed.number);
+            let mut rows = connection.prepare_cached(
+                "SELECT row, entry FROM catalog_books WHERE row BETWEEN ?1 AND ?2 ORDER BY row \
+                 LIMIT ?3",
+            )?;
+            let page = rows.query_map(params![first.max(after + 1), last, PAGE], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
+            })?;
+            Ok::<_, StoreError>(page.collect::<Result<Vec<_>, _>>()?)
+        })?;
+        let Some((last, _)) = page.last() else { break };
+        after = *last;
+        let blocks = page.into_iter().map(|(_, entry)| Bytes::from(entry.into_bytes()));
+        core.append(blocks.collect()).await?;
+    }
+    Ok(core.close().await?)
+}
