@@ -367,6 +367,11 @@ async fn damage_in_a_peers_feed_is_fetched_again() {
     assert_eq!(database.execute(sql, []).unwrap(), 2);
     drop(database);
     pair.reader = open(&pair.testnet, pair.dirs[1].path()).await;
+    let key = pair.writer.identity().public_key();
+    until(&pair.reader, "the peer", |node| {
+        node.peers().get(&key).is_some_and(|peer| peer.is_online)
+    })
+    .await;
     let verify = || async {
         let options = VerifyOptions { peers: true, ..VerifyOptions::default() };
         pair.reader.catalog().verify(options).await.unwrap()
