@@ -403,6 +403,8 @@ export interface CatalogVerification {
   damaged: number[]
   /** What is wrong, in words. */
   problems: string[]
+  /** Whether what is shown of this server's catalog was not what it says, and was made anew from it. */
+  rebuilt: boolean
   /** The peers whose catalogs were damaged here; the damage is fetched again. */
   refetched: string[]
 }

@@ -181,7 +181,7 @@ impl PeerFeeds {
             let damaged = match feed.core.verify(progress.clone()).await {
                 Ok(verified) if verified.bad.is_empty() => false,
                 Ok(_) => {
-                    feed.handle.set_download(Download::All);
+                    self.reopen(options, peer, feed.key).await?;
                     true
                 }
                 // It was replaced meanwhile.
@@ -203,6 +203,21 @@ impl PeerFeeds {
         Ok(found)
     }
 
+    /// Opens a feed again, so that what is missing in the middle of it is asked for.
+    async fn reopen(
+        &self,
+        options: &CatalogOptions,
+        peer: PublicKey,
+        key: [u8; 32],
+    ) -> Result<(), CatalogError> {
+        let _one = self.changing.lock().await;
+        if lock(&self.open).get(&peer).is_none_or(|feed| feed.key != key) {
+            return Ok(());
+        }
+        self.close_one(&peer).await;
+        self.open(options, peer, key).await
+    }
+
     async fn fetch_anew(
         &self,
         options: &CatalogOptions,
@@ -210,7 +225,7 @@ impl PeerFeeds {
         key: [u8; 32],
     ) -> Result<(), CatalogError> {
         let _one = self.changing.lock().await;
-        if lock(&self.open).get(&peer).is_some_and(|feed| feed.key != key) {
+        if lock(&self.open).get(&peer).is_none_or(|feed| feed.key != key) {
             return Ok(());
         }
         self.delete_one(options, &peer).await;
