@@ -156,7 +156,7 @@ async fn copy_books(options: &CatalogOptions, manifest: &Manifest) -> Result<(),
             let Some(feed) = view::feed(connection, &server)? else { return Ok(Vec::new()) };
             let (first, last) = view::rows_of(feed.number);
             let mut rows = connection.prepare_cached(
-                "SELECT row, entry FROM catalog_books WHERE row BETWEEN ?1 AND ?2 ORDER BY row \
+                "SELECT row, entry FROM catalog_entries WHERE row BETWEEN ?1 AND ?2 ORDER BY row \
                  LIMIT ?3",
             )?;
             let page = rows.query_map(params![first.max(after + 1), last, PAGE], |row| {
