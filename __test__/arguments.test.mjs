@@ -33,6 +33,7 @@ function everyMethod(node, transfer) {
     'catalog.unpublish': () => node.catalog.unpublish([]),
     'catalog.sync': () => node.catalog.sync([]),
     'catalog.list': () => node.catalog.list(),
+    'catalog.search': () => node.catalog.search(),
     'catalog.get': () => node.catalog.get('x'),
     'catalog.status': () => node.catalog.status(),
     'catalog.setProvider': () => node.catalog.setProvider(null),

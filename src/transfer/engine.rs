@@ -2,12 +2,11 @@
 //! written down first, then shown, then acted upon.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rusqlite::Connection;
-use tokio::sync::{OwnedMutexGuard, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,6 +17,7 @@ use super::progress::Progress;
 use super::record::{Record, TransferInfo};
 use super::shelf::{Shelf, Ticket};
 use super::state::{Direction, State};
+use super::turns::Turns;
 use super::{TransferOptions, table};
 use crate::crypto::PublicKey;
 use crate::error::{Error, Result};
@@ -53,21 +53,6 @@ struct Unsaved {
 
 /// How often transfers that finished long ago are looked for: each time so many more have finished.
 const PRUNE_EVERY: u32 = 32;
-
-/// Locks by what they are for: what is about one thing waits its turn, what is about others mostly does not
-/// have to.
-#[derive(Default)]
-pub(super) struct Turns([Arc<tokio::sync::Mutex<()>>; 32]);
-
-impl Turns {
-    /// Waits for the turn of `key`. Turns are given in the order in which they were asked for.
-    pub(super) async fn of(&self, key: impl Hash) -> Option<OwnedMutexGuard<()>> {
-        let mut hasher = DefaultHasher::new();
-        key.hash(&mut hasher);
-        let number = hasher.finish() as usize % self.0.len();
-        Some(Arc::clone(self.0.get(number)?).lock_owned().await)
-    }
-}
 
 /// One transfer that is not finished.
 pub(super) struct Live {

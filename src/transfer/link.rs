@@ -7,9 +7,10 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::engine::{Engine, Letter, Line, Link, Turns};
+use super::engine::{Engine, Letter, Line, Link};
 use super::message::{Hello, MAX_MESSAGE_BYTES, Message, PROTOCOL};
 use super::state::Direction;
+use super::turns::Turns;
 use crate::crypto::PublicKey;
 use crate::protomux::{Channel, ChannelOptions, Protomux};
 

@@ -7,7 +7,7 @@
 //! | `state.rs`, `engine.rs` | a transfer's life; how its state changes |
 //! | `receiving.rs`, `download.rs`, `part.rs`, `landing.rs`, `filename.rs` | the receiving side |
 //! | `sending.rs`, `shelf.rs`, `library.rs`, `policy.rs` | the sending side |
-//! | `record.rs`, `table.rs` | a transfer written down |
+//! | `turns.rs`, `record.rs`, `table.rs` | one after the other; a transfer written down |
 
 mod download;
 mod engine;
@@ -27,6 +27,7 @@ mod sending;
 mod shelf;
 mod state;
 mod table;
+mod turns;
 
 pub use handle::{BookRequest, Transfer, Transfers};
 pub use library::{BookSource, Description, Library, Provided, Provider};
