@@ -187,14 +187,12 @@ impl Outgoing {
         match self {
             Self::AskedAllowed
             | Self::AskedManual
-            | Self::AskedRefused
             | Self::Ready
             | Self::NoSlot
             | Self::SlotFree
-            | Self::Unavailable
             | Self::LinkDown => None,
-            // The peer does not say it again.
-            Self::RemoteDone => Some(Durability::Process),
+            // Over, it is read from the database; and the peer does not say again that it is done.
+            Self::AskedRefused | Self::Unavailable | Self::RemoteDone => Some(Durability::Process),
             _ => Some(Durability::Power),
         }
     }
@@ -323,6 +321,27 @@ mod tests {
         events.iter().fold(State::Requested, |state, event| {
             outgoing(state, *event).map_or(state, |(next, _)| next)
         })
+    }
+
+    #[test]
+    fn what_ends_a_transfer_is_written_down_before_it_is_let_go_of() {
+        use Outgoing as O;
+        let events = [
+            O::AskedAllowed,
+            O::AskedManual,
+            O::AskedRefused,
+            O::Ready,
+            O::NoSlot,
+            O::SlotFree,
+            O::Unavailable,
+            O::LinkDown,
+            O::RemoteDone,
+        ];
+        for (state, event) in State::ALL.into_iter().flat_map(|s| events.map(|event| (s, event))) {
+            let ends =
+                outgoing(state, event).is_some_and(|(next, _)| next != state && next.is_terminal());
+            assert!(!ends || event.survives().is_some(), "{state:?} {event:?}");
+        }
     }
 
     #[test]
