@@ -6,18 +6,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::crypto::PublicKey;
 use crate::secret_stream::{SecretStream, Session, StreamOptions};
 use crate::udx::{StreamHandle, UdxStream};
 
 /// How packets get to a peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum PathKind {
     /// To an address that anybody reaches.
     Direct,
     /// Through a hole that both sides made in their NATs.
     Punched,
-    /// Over a relay.
+    /// Over a third server, which sees no more than how much flows.
     Relayed,
     /// Within the local network.
     Lan,

@@ -26,7 +26,7 @@ pub use connections::{Attach, Connections};
 pub use directory::Peers;
 pub(crate) use on_link::is_on_link;
 pub use record::{
-    AddOptions, ConnectionInfo, ConnectionPath, Discovered, Knock, NICKNAME_CHARS, Peer,
-    PeerProblem, PeerStatus, PeerUpdate, Policy, check_nickname,
+    AddOptions, ConnectionInfo, Discovered, Knock, NICKNAME_CHARS, Peer, PeerProblem, PeerStatus,
+    PeerUpdate, Policy, check_nickname,
 };
 pub use registry::{CONNECTION_LIMIT, ConnectionEvent, ConnectionEvents, PeerConnection};

@@ -200,9 +200,9 @@ pub(super) async fn save_when_needed(inner: Weak<Inner>, unsaved: Arc<Notify>) {
 #[cfg(test)]
 mod tests {
     use super::super::directory::tests::{address, key, kinds, setup};
-    use super::super::record::ConnectionPath;
     use super::*;
     use crate::events::EventKind;
+    use crate::hyperdht::PathKind;
 
     #[tokio::test]
     async fn a_knock_is_pending_until_it_is_approved() {
@@ -246,7 +246,7 @@ mod tests {
         peers.approve(&key(1)).await.unwrap();
         let mut events = setup.events.subscribe(None);
         let live: Live = Arc::new(|| super::super::ConnectionInfo {
-            path: ConnectionPath::Direct,
+            path: PathKind::Direct,
             address: "192.0.2.1:1".into(),
             initiator: true,
             since: 1,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::addresses::PeerAddress;
 use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
+use crate::hyperdht::PathKind;
 use crate::text;
 pub use crate::transfer::Policy;
 
@@ -81,26 +82,12 @@ impl Peer {
     }
 }
 
-/// What a connection's packets go through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ConnectionPath {
-    /// Nothing but the local network.
-    Lan,
-    /// The internet, to an address that anybody reaches.
-    Direct,
-    /// A hole that both sides made in their NATs.
-    Punched,
-    /// A third server, which sees no more than how much flows.
-    Relayed,
-}
-
 /// A live connection, for a person.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ConnectionInfo {
     /// What it goes through.
-    pub path: ConnectionPath,
+    pub path: PathKind,
     /// The other end as `ip:port`.
     pub address: String,
     /// Whether this side dialed.

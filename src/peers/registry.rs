@@ -12,7 +12,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 
 use super::on_link::is_on_link;
-use super::record::{ConnectionInfo, ConnectionPath};
+use super::record::ConnectionInfo;
 use crate::crypto::PublicKey;
 use crate::hyperdht::{Path, PathKind};
 use crate::protomux::Protomux;
@@ -77,13 +77,11 @@ impl PeerConnection {
     }
 
     /// What packets go through now.
-    fn path(&self) -> ConnectionPath {
+    fn path(&self) -> PathKind {
         match self.path.kind() {
-            PathKind::Relayed => ConnectionPath::Relayed,
-            _ if is_on_link(self.remote_now().ip()) => ConnectionPath::Lan,
-            PathKind::Lan => ConnectionPath::Lan,
-            PathKind::Punched => ConnectionPath::Punched,
-            PathKind::Direct => ConnectionPath::Direct,
+            PathKind::Relayed => PathKind::Relayed,
+            _ if is_on_link(self.remote_now().ip()) => PathKind::Lan,
+            kind => kind,
         }
     }
 

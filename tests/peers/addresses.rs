@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alex_p2p::error::ErrorCode;
+use alex_p2p::hyperdht::PathKind;
 use alex_p2p::hyperdht::{DhtOptions, HyperDht, Testnet};
-use alex_p2p::peers::{AddOptions, AddressSource, ConnectionPath, PeerUpdate};
+use alex_p2p::peers::{AddOptions, AddressSource, PeerUpdate};
 
 use crate::setup::{Server, eventually, key};
 
@@ -44,7 +45,7 @@ async fn a_given_address_needs_no_dht_and_neither_does_the_one_where_a_peer_was_
     b.wait_online(&a, true).await;
     assert!(given.elapsed() < Duration::from_secs(3), "{:?}", given.elapsed());
     let connection = a.peers.get(&b.key()).unwrap().connection.unwrap();
-    assert_eq!((connection.path, connection.address), (ConnectionPath::Lan, address.to_string()));
+    assert_eq!((connection.path, connection.address), (PathKind::Lan, address.to_string()));
 
     let update = PeerUpdate { address: Some(None), ..PeerUpdate::default() };
     a.peers.update(&b.key(), update).await.unwrap();
