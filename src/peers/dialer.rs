@@ -12,7 +12,7 @@ use super::connections::Inner;
 use super::dial::dial;
 use crate::crypto::PublicKey;
 use crate::error::ErrorCode;
-use crate::hyperdht::ConnectError;
+use crate::hyperdht::{ConnectError, PathKind};
 
 /// A connection that lasted this long was a good one: the next wait is short again.
 const GOOD: Duration = Duration::from_secs(10);
@@ -108,7 +108,10 @@ async fn attempt(
     };
     match outcome {
         Ok(connection) => {
-            inner.peers.reached(key, connection.remote);
+            // A relay's address is not the peer's, and a hole closes.
+            if matches!(connection.path(), PathKind::Direct | PathKind::Lan) {
+                inner.peers.reached(key, connection.remote);
+            }
             inner.admit(connection);
             None
         }
