@@ -111,12 +111,27 @@ impl PeerFeeds {
         match self.open_new(options, peer, key).await {
             Err(CatalogError::Core(error)) if is_damage(&error) => {
                 tracing::warn!(peer = peer.short(), %error, "a peer's feed is fetched anew");
-                options.storage.remove(&discovery_key(&key)).await.map_err(CoreError::from)?;
-                options.database.write(move |transaction| view::remove(transaction, &peer)).await?;
-                self.open_new(options, peer, key).await
+                self.open_emptied(options, peer, key).await
             }
             outcome => outcome,
         }
+    }
+
+    /// Forgets what is here of a closed feed, and opens it to be fetched from the start.
+    async fn open_emptied(
+        &self,
+        options: &CatalogOptions,
+        peer: PublicKey,
+        key: [u8; 32],
+    ) -> Result<(), CatalogError> {
+        options.storage.remove(&discovery_key(&key)).await.map_err(CoreError::from)?;
+        options.database.write(move |transaction| view::remove(transaction, &peer)).await?;
+        self.open_new(options, peer, key).await
+    }
+
+    /// Whether this is the feed that is followed as the peer's.
+    fn is_open(&self, peer: &PublicKey, key: &[u8; 32]) -> bool {
+        lock(&self.open).get(peer).is_some_and(|feed| feed.key == *key)
     }
 
     async fn open_new(
@@ -211,7 +226,7 @@ impl PeerFeeds {
         key: [u8; 32],
     ) -> Result<(), CatalogError> {
         let _one = self.changing.lock().await;
-        if lock(&self.open).get(&peer).is_none_or(|feed| feed.key != key) {
+        if !self.is_open(&peer, &key) {
             return Ok(());
         }
         self.close_one(&peer).await;
@@ -225,13 +240,11 @@ impl PeerFeeds {
         key: [u8; 32],
     ) -> Result<(), CatalogError> {
         let _one = self.changing.lock().await;
-        if lock(&self.open).get(&peer).is_none_or(|feed| feed.key != key) {
+        if !self.is_open(&peer, &key) {
             return Ok(());
         }
-        self.delete_one(options, &peer).await;
-        options.storage.remove(&discovery_key(&key)).await.map_err(CoreError::from)?;
-        options.database.write(move |transaction| view::remove(transaction, &peer)).await?;
-        self.open_new(options, peer, key).await
+        self.close_one(&peer).await;
+        self.open_emptied(options, peer, key).await
     }
 
     async fn close_one(&self, peer: &PublicKey) {
