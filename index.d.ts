@@ -858,7 +858,8 @@ export declare class CatalogFeed {
   list(options?: ListOptions): Promise<CatalogPage>
   /**
    * Searches the catalogs of all peers at once, as far as they have arrived here; also those of peers
-   * that are offline. Takes a few hundredths of a second at most, however many books there are.
+   * that are offline. The work is bounded, so that a page of rare books may be short and yet have a
+   * cursor.
    */
   search(options?: SearchOptions): Promise<SearchPage>
   /** One of this server's own books; `null` when it is not on the catalog. */

@@ -13,10 +13,13 @@ pub(super) struct Turns([Arc<tokio::sync::Mutex<()>>; 32]);
 impl Turns {
     /// Waits for the turn of `key`. Turns are given in the order in which they were asked for.
     pub(super) async fn of(&self, key: impl Hash) -> Option<OwnedMutexGuard<()>> {
+        Some(Arc::clone(self.0.get(self.number(key))?).lock_owned().await)
+    }
+
+    fn number(&self, key: impl Hash) -> usize {
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);
-        let number = hasher.finish() as usize % self.0.len();
-        Some(Arc::clone(self.0.get(number)?).lock_owned().await)
+        hasher.finish() as usize % self.0.len()
     }
 }
 
@@ -27,7 +30,7 @@ mod tests {
     #[tokio::test]
     async fn the_same_key_waits_and_another_does_not() {
         let turns = Turns::default();
-        let other = (0u32..).find(|key| slot(*key) != slot("a")).unwrap();
+        let other = (0u32..).find(|key| turns.number(key) != turns.number("a")).unwrap();
         let first = turns.of("a").await;
         tokio::select! {
             biased;
@@ -36,11 +39,5 @@ mod tests {
         }
         drop(first);
         assert!(turns.of("a").await.is_some());
-    }
-
-    fn slot(key: impl Hash) -> usize {
-        let mut hasher = DefaultHasher::new();
-        key.hash(&mut hasher);
-        hasher.finish() as usize % 32
     }
 }
