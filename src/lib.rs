@@ -41,6 +41,7 @@ mod rate_limit;
 pub mod secret_stream;
 pub mod store;
 mod sync;
+mod tasks;
 mod text;
 mod time;
 pub mod transfer;

@@ -164,8 +164,8 @@ impl PeerFeeds {
         let cancel = CancellationToken::new();
         let replay =
             Replay::new(options.database.clone(), core.clone(), options.events.clone(), feed);
-        tokio::spawn(replay.follow(cancel.clone()));
-        tokio::spawn(limit(core.clone(), handle.clone(), peer, cancel.clone()));
+        crate::tasks::spawn(replay.follow(cancel.clone()));
+        crate::tasks::spawn(limit(core.clone(), handle.clone(), peer, cancel.clone()));
         lock(&self.open).insert(peer, Arc::new(PeerFeed { key, core, handle, cancel }));
         Ok(())
     }

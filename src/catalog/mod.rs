@@ -135,8 +135,8 @@ impl Catalog {
             }
         }
         let inner = Arc::new(Inner { options, own, peers, cancel });
-        tokio::spawn(watch_for_copies(Arc::downgrade(&inner)));
-        tokio::spawn(confirm(Arc::downgrade(&inner)));
+        crate::tasks::spawn(watch_for_copies(Arc::downgrade(&inner)));
+        crate::tasks::spawn(confirm(Arc::downgrade(&inner)));
         Ok(Self { inner })
     }
 
@@ -172,7 +172,7 @@ impl Catalog {
     /// Fails with `ERR_CORRUPT` when the feed is damaged. Not cancel safe.
     pub async fn resume_publishing(&self) -> Result<()> {
         let catalog = self.clone();
-        let resuming = tokio::spawn(async move { catalog.inner.own.resume().await });
+        let resuming = crate::tasks::spawn(async move { catalog.inner.own.resume().await });
         Ok(resuming.await.map_err(|_| CatalogError::Closed)??)
     }
 
@@ -182,7 +182,7 @@ impl Catalog {
     /// Once begun, it comes to its end also when the caller goes.
     pub async fn start_new_feed(&self) -> Result<[u8; 32]> {
         let catalog = self.clone();
-        let starting = tokio::spawn(async move { catalog.inner.own.start_new().await });
+        let starting = crate::tasks::spawn(async move { catalog.inner.own.start_new().await });
         let key = starting.await.map_err(|_| CatalogError::Closed)??;
         self.inner.options.tell(true, "a new catalog feed was started; peers follow it".to_owned());
         Ok(key)

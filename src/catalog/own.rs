@@ -89,7 +89,7 @@ impl Live {
         let policy = if writes { Policy::serve() } else { Policy::fetch() };
         let handle = options.replicator.add(core.clone(), policy);
         let cancel = CancellationToken::new();
-        tokio::spawn(replay.clone().follow(cancel.clone()));
+        crate::tasks::spawn(replay.clone().follow(cancel.clone()));
         Ok(Self { core, replay, handle, cancel })
     }
 
@@ -208,7 +208,7 @@ impl OwnFeed {
         let (feed, database) = (live.replay.feed().await, self.options.database.clone());
         let books = Arc::new(books);
         let planned = Arc::clone(&books);
-        let (plan, places) = tokio::task::spawn_blocking(move || {
+        let (plan, places) = crate::tasks::blocking(move || {
             let plan = database.read(|connection| plan(connection, &feed, &planned))?;
             let places = sources::places(&planned).map_err(|id| CatalogError::InvalidBook {
                 id: text::clean(&id, 40),

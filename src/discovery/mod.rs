@@ -21,6 +21,7 @@ use crate::hyperdht::{BootstrapNode, DhtOptions, HyperDht};
 use crate::identity::Identity;
 use crate::peers::{Connections, Peers};
 use crate::store::Database;
+use crate::tasks::Spawn;
 use lan::Lan;
 use topic::TopicCount;
 
@@ -109,19 +110,25 @@ impl Discovery {
             Lan::new(key, address, lan::MDNS_PORT, peers.clone(), connections.clone())
         });
         if let Some(lan) = &lan {
-            tasks.spawn(Arc::clone(lan).run(cancel.clone()));
+            tasks.spawn_task(Arc::clone(lan).run(cancel.clone()));
         }
-        tasks.spawn(network::watch(connections.clone(), cancel.clone()));
+        tasks.spawn_task(network::watch(connections.clone(), cancel.clone()));
         let mut topic = None;
         if options.dht {
             let (bootstrap, database) = (parts.bootstrap.clone(), parts.database.clone());
-            tasks.spawn(nodes::keep(dht.clone(), bootstrap, database, cancel.clone()));
+            tasks.spawn_task(nodes::keep(dht.clone(), bootstrap, database, cancel.clone()));
             if options.topic {
                 let count = Arc::new(TopicCount::default());
                 let joined = topic::join(dht, identity);
                 let (peers, connections) = (peers.clone(), connections.clone());
                 let counting = Arc::clone(&count);
-                tasks.spawn(topic::follow(joined, peers, connections, counting, cancel.clone()));
+                tasks.spawn_task(topic::follow(
+                    joined,
+                    peers,
+                    connections,
+                    counting,
+                    cancel.clone(),
+                ));
                 topic = Some(count);
             }
         }

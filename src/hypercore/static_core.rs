@@ -59,7 +59,7 @@ impl StaticTree {
         let flag = Arc::clone(&cancelled.0);
         let path = path.to_owned();
         let work = move || Self::build_now(path, progress.as_ref(), &flag);
-        tokio::task::spawn_blocking(work).await.map_err(|_| CoreError::Cancelled)?
+        crate::tasks::blocking(work).await.map_err(|_| CoreError::Cancelled)?
     }
 
     fn build_now(

@@ -26,6 +26,7 @@ use super::rpc::query::{Query, QueryOptions};
 use super::rpc::{Call, Rpc};
 use crate::crypto::KeyPair;
 use crate::sync::lock;
+use crate::tasks::Spawn;
 
 /// Nodes that pass handshakes on to a server.
 const RELAYS: usize = 3;
@@ -142,7 +143,7 @@ impl Announcer {
         let mut pings = JoinSet::new();
         for relay in self.relays() {
             let rpc = Arc::clone(rpc);
-            pings.spawn(async move {
+            pings.spawn_task(async move {
                 match rpc.ping(relay.relay_address.into()).await {
                     Ok(Some(seen)) if seen != relay.peer_address => {
                         tracing::debug!(was = %relay.peer_address, is = %seen, "our address drifted");
@@ -179,7 +180,7 @@ impl Announcer {
             for reply in asked {
                 let (rpc, reply) = (Arc::clone(rpc), Arc::clone(reply));
                 let (keys, target) = (self.keys.clone(), self.target);
-                commits.spawn(self.commits.track_future(async move {
+                commits.spawn_task(self.commits.track_future(async move {
                     let relay = commit(&rpc, &keys, target, Vec::new(), &reply).await?;
                     knows(&rpc, &keys, target, reply.from).await.then_some(relay)
                 }));
@@ -234,7 +235,7 @@ impl Announcer {
         for node in nodes {
             let rpc = Arc::clone(rpc);
             let (keys, target) = (self.keys.clone(), self.target);
-            requests.spawn(async move {
+            requests.spawn_task(async move {
                 let find = Call::new(commands::FIND_PEER, Some(target), None);
                 let Ok(reply) = rpc.request(node.into(), find, Attempts::default()).await else {
                     return;

@@ -32,6 +32,7 @@ use super::store::target_of;
 use crate::crypto::{KeyPair, PublicKey};
 use crate::secret_stream::Session;
 use crate::sync::lock;
+use crate::tasks::Spawn;
 use crate::udx::{StreamOptions, UdxStream};
 
 /// Handshakes in flight at once.
@@ -304,7 +305,7 @@ impl Connector {
             while requests.len() < parallel && asked.len() < excluded.len() + MAX_ASKED {
                 let Some(way) = ways.pop_front() else { break };
                 if asked.insert(way) {
-                    requests.spawn(ask(Arc::clone(inner), target, message.clone(), way));
+                    requests.spawn_task(ask(Arc::clone(inner), target, message.clone(), way));
                 }
             }
             if requests.is_empty() && query.is_none() {
@@ -342,7 +343,7 @@ impl Connector {
         let mut pings = JoinSet::new();
         for address in addresses {
             let rpc = Arc::clone(&self.inner.rpc);
-            pings.spawn(async move {
+            pings.spawn_task(async move {
                 let ping = Call::internal(super::rpc::serve::PING, None);
                 rpc.request(address, ping, Attempts::ONCE).await.is_ok()
             });

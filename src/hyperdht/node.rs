@@ -27,6 +27,7 @@ use super::topic::{self, Announcement, Topic};
 use crate::crypto::{KeyPair, PublicKey};
 use crate::rate_limit::RateLimit;
 use crate::sync::lock;
+use crate::tasks::Spawn;
 use crate::udx::{StreamHandle, Udx};
 
 /// How long the nodes that led to a peer are remembered, and of how many peers.
@@ -331,7 +332,7 @@ impl HyperDht {
         let servers: Vec<Arc<ServerShared>> = lock(&inner.servers).values().cloned().collect();
         let mut closing = tokio::task::JoinSet::new();
         for server in servers {
-            closing.spawn(async move { server.close().await });
+            closing.spawn_task(async move { server.close().await });
         }
         while closing.join_next().await.is_some() {}
         let streams: Vec<StreamHandle> = lock(&inner.streams).drain().map(|(_, s)| s).collect();

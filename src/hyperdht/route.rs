@@ -28,6 +28,7 @@ use super::rpc::Call;
 use super::rpc::io::{Attempts, RequestError};
 use super::rpc::serve::PING;
 use super::rpc::socket::Socket;
+use crate::tasks::Spawn;
 use crate::udx::UdxSocket;
 
 /// How long to look for a path.
@@ -176,7 +177,7 @@ async fn first_pong(
     let mut pings: JoinSet<Result<SocketAddr, RequestError>> = JoinSet::new();
     for address in addresses {
         let (inner, socket) = (Arc::clone(inner), socket.clone());
-        pings.spawn(async move {
+        pings.spawn_task(async move {
             let ping = Call::internal(PING, None);
             let attempts = Attempts::default();
             inner.rpc.request_with(&socket, address, ping, attempts, || {}).await.map(|_| address)

@@ -36,6 +36,7 @@ use crate::crypto::{self, KeyPair, PublicKey};
 use crate::rate_limit::RateLimit;
 use crate::secret_stream::Session;
 use crate::sync::lock;
+use crate::tasks::Spawn;
 use crate::udx::{StreamOptions, UdxSocket, UdxStream};
 
 /// How long a decided handshake is remembered, and how long a client may take to send its first
@@ -154,7 +155,7 @@ impl Server {
             inner,
         });
         let announcing = Arc::clone(&shared);
-        shared.inner.rpc.tasks.spawn(async move {
+        shared.inner.rpc.tasks.spawn_task(async move {
             tokio::select! {
                 () = announcing.cancel.cancelled() => {}
                 () = announcing.announcer.run(&announcing.inner) => {}

@@ -22,6 +22,7 @@ use super::rpc::message::NodeId;
 use super::rpc::query::{Query, QueryOptions};
 use super::rpc::{Call, Rpc};
 use crate::crypto::{KeyPair, PublicKey};
+use crate::tasks::Spawn;
 
 /// How often a topic is announced and looked up, and how much later at random.
 const REFRESH: Duration = Duration::from_secs(10 * 60);
@@ -114,7 +115,8 @@ async fn announce_at(
     for reply in closest {
         let (rpc, reply, keys) = (Arc::clone(rpc), Arc::clone(reply), keys.clone());
         let relays = relay_addresses.to_vec();
-        commits.spawn(async move { commit(&rpc, &keys, target, relays, &reply).await.is_some() });
+        commits
+            .spawn_task(async move { commit(&rpc, &keys, target, relays, &reply).await.is_some() });
     }
     let mut accepted = 0;
     while let Some(outcome) = commits.join_next().await {
@@ -144,7 +146,7 @@ async fn unannounce_all(rpc: &Arc<Rpc>, target: NodeId, keys: &KeyPair, closest:
         });
         if may_know {
             let (rpc, reply, keys) = (Arc::clone(rpc), Arc::clone(reply), keys.clone());
-            requests.spawn(async move { unannounce_at(&rpc, &keys, target, &reply).await });
+            requests.spawn_task(async move { unannounce_at(&rpc, &keys, target, &reply).await });
         }
     }
     while requests.join_next().await.is_some() {}
@@ -176,7 +178,7 @@ impl Topic {
             refreshes,
         };
         let cancelled = cancel.clone();
-        node.inner.rpc.tasks.spawn(async move {
+        node.inner.rpc.tasks.spawn_task(async move {
             tokio::select! {
                 () = cancelled.cancelled() => {}
                 () = driver.run() => {}

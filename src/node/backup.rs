@@ -143,7 +143,7 @@ fn restore(backup: &Path, data_dir: &Path, passphrase: Option<&str>) -> Result<R
 async fn on_disk<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
+    crate::tasks::blocking(work).await.unwrap_or_else(|_| {
         Err(Error::new(ErrorCode::Internal, "a defect of @alex/p2p ended this call"))
     })
 }

@@ -32,6 +32,7 @@ use crate::hyperdht::HyperDht;
 use crate::identity::{DataDirLock, Identity};
 use crate::peers::{Connections, Peers, check_nickname};
 use crate::store::{CoreStore, Database};
+use crate::tasks::Spawn;
 use crate::transfer::message::{Hello, VERSION};
 use crate::transfer::{PeerRules, Policy, TransferOptions, Transfers};
 
@@ -170,7 +171,7 @@ impl Node {
     fn say_hello_anew(&self) {
         let mut keys = self.catalog().keys();
         let (cancel, node) = (self.inner.tasks.cancel.clone(), Arc::downgrade(&self.inner));
-        self.inner.tasks.tracker.spawn(async move {
+        self.inner.tasks.tracker.spawn_task(async move {
             while let Some(Ok(())) = cancel.run_until_cancelled(keys.changed()).await {
                 let Some(inner) = node.upgrade() else { return };
                 let Some(online) = inner.place.online() else { continue };
@@ -244,7 +245,7 @@ impl Node {
     pub async fn suspend(&self) -> Result<()> {
         self.check_open()?;
         let node = self.clone();
-        let suspending = tokio::spawn(async move {
+        let suspending = crate::tasks::spawn(async move {
             if node.inner.place.suspend().await {
                 node.tell_network(false, "the node is suspended");
             }
@@ -307,7 +308,7 @@ impl Inner {
         self.peers.close().await;
         self.events.close();
         let database = self.database.clone();
-        if tokio::task::spawn_blocking(move || database.close()).await.is_err() {
+        if crate::tasks::blocking(move || database.close()).await.is_err() {
             tracing::error!("the database did not close");
         }
         crate::sync::lock(&self.lock).take();
@@ -326,7 +327,7 @@ impl Tasks {
         let (tracker, cancel) = (self.tracker.clone(), self.cancel.clone());
         Arc::new(move |peer, hello| {
             let (peers, catalog, cancel) = (peers.clone(), catalog.clone(), cancel.clone());
-            tracker.spawn(async move {
+            tracker.spawn_task(async move {
                 cancel.run_until_cancelled(learn(&peers, &catalog, peer, hello)).await;
             });
         })
@@ -337,7 +338,7 @@ impl Tasks {
         let (peers, catalog, transfers) = (peers.clone(), catalog.clone(), transfers.clone());
         let mut changes = events.subscribe(None);
         let cancel = self.cancel.clone();
-        self.tracker.spawn(async move {
+        self.tracker.spawn_task(async move {
             while let Some(Some(event)) = cancel.run_until_cancelled(changes.next()).await {
                 let EventKind::PeerChanged { peer, .. } = event.kind else { continue };
                 let Some(key) = PublicKey::from_z32(&peer) else { continue };

@@ -441,7 +441,7 @@ impl Inner {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn(task);
+        self.tasks.spawn(crate::tasks::task(task));
     }
 }
 

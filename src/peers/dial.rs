@@ -12,6 +12,7 @@ use super::connections::Inner;
 use super::dialer::Wake;
 use crate::crypto::PublicKey;
 use crate::hyperdht::{ConnectError, ConnectOptions, Connection};
+use crate::tasks::Spawn;
 
 /// How much later than the known addresses the network is asked, when there are any.
 const HEAD_START: Duration = Duration::from_millis(150);
@@ -110,12 +111,12 @@ impl Direct {
             Some(Err(given)) => {
                 let inner = Arc::clone(&inner);
                 self.attempts
-                    .spawn(async move { connect(&inner, &key, resolve(&given).await).await });
+                    .spawn_task(async move { connect(&inner, &key, resolve(&given).await).await });
             }
             None => {}
         }
         if !addresses.is_empty() {
-            self.attempts.spawn(async move { connect(&inner, &key, addresses).await });
+            self.attempts.spawn_task(async move { connect(&inner, &key, addresses).await });
         }
         true
     }

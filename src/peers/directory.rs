@@ -114,7 +114,7 @@ impl Peers {
             unsaved: Arc::clone(&unsaved),
             on_address: Mutex::default(),
         });
-        tokio::spawn(save_when_needed(Arc::downgrade(&inner), unsaved));
+        crate::tasks::spawn(save_when_needed(Arc::downgrade(&inner), unsaved));
         Ok(Self { inner })
     }
 
@@ -339,7 +339,7 @@ impl Peers {
 async fn uncancelled<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
-    match tokio::spawn(work).await {
+    match crate::tasks::spawn(work).await {
         Ok(outcome) => outcome,
         Err(error) if error.is_cancelled() => Err(Error::closed()),
         Err(error) => Err(Error::new(ErrorCode::Internal, format!("a decision failed: {error}"))),

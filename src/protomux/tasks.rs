@@ -13,8 +13,8 @@ use crate::secret_stream::{SecretReceiver, SecretSender, SecretStream, SecretStr
 /// Starts both tasks; they end when the connection does.
 pub(super) fn spawn(stream: SecretStream, connection: Arc<Connection>) {
     let (sender, receiver) = stream.split();
-    let writer = tokio::spawn(run_writer(sender, Arc::clone(&connection)));
-    tokio::spawn(async move {
+    let writer = crate::tasks::spawn(run_writer(sender, Arc::clone(&connection)));
+    crate::tasks::spawn(async move {
         run_reader(receiver, &connection).await;
         // A writer that panicked must not leave anybody waiting.
         if writer.await.is_err() {

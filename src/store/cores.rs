@@ -246,7 +246,7 @@ impl Drop for Place {
 
 /// Runs to its end whether or not it is waited for: the cache must see what the database has.
 fn detached(work: impl Future<Output = Result<()>> + Send + 'static) -> Committing {
-    let task = tokio::spawn(work);
+    let task = crate::tasks::spawn(work);
     Box::pin(async move {
         task.await.unwrap_or_else(|error| {
             Err(StorageError::new(StorageErrorKind::Other, error.to_string()))

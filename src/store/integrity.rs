@@ -50,7 +50,7 @@ impl Database {
             lock(&reading).handle = None;
             outcome
         };
-        tokio::task::spawn_blocking(run).await.unwrap_or_else(|_| Err(Error::closed()))
+        crate::tasks::blocking(run).await.unwrap_or_else(|_| Err(Error::closed()))
     }
 }
 

@@ -236,5 +236,5 @@ async fn failed(
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> std::io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
+    crate::tasks::blocking(work).await.map_err(std::io::Error::other)?
 }

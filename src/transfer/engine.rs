@@ -416,7 +416,7 @@ impl Engine {
 
     /// Runs a task until the engine closes.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
-        self.tasks.spawn(task)
+        self.tasks.spawn(crate::tasks::task(task))
     }
 
     /// Starts a job of a transfer, after the one before it has ended.

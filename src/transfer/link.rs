@@ -13,6 +13,7 @@ use super::state::Direction;
 use super::turns::Turns;
 use crate::crypto::PublicKey;
 use crate::protomux::{Channel, ChannelOptions, Protomux};
+use crate::tasks::Spawn;
 
 /// How many of our messages may wait for a peer. More than all open transfers can have to say.
 const OUTBOX: usize = 512;
@@ -146,7 +147,7 @@ impl Engine {
                     // What the peer asks for next counts on it.
                     let ending = self.ending(&peer, &message);
                     let engine = Arc::clone(self);
-                    heard.spawn(async move {
+                    heard.spawn_task(async move {
                         engine.hear(peer, message).await;
                         drop((turn, ending));
                     });

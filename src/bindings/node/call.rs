@@ -17,6 +17,7 @@ use super::error::{Rejection, internal};
 use super::life::Life;
 use super::signal::Signal;
 use crate::error::{Error, ErrorCode, Result};
+use crate::tasks::{self, Task, task};
 
 /// What a method that waits gives to napi.
 pub type Promised<'env> = napi::Result<Unknown<'env>>;
@@ -73,11 +74,20 @@ where
         Err(error) => (None, Err(error)),
     };
     let work = match work {
-        Ok(work) => work,
+        Ok(work) => task(work),
         // Rejected here and now: a weak promise could be outlived by the process otherwise.
         Err(error) => return rejected(env, error, signal),
     };
-    let life = life.clone();
+    settled::<J, WEAK>(env, life.clone(), signal, work)
+}
+
+/// The promise of what `work` gives. Apart from [`start`], to be compiled once for each type of outcome.
+fn settled<J: ToNapiValue + Send + 'static, const WEAK: bool>(
+    env: &Env,
+    life: Life,
+    signal: Option<Signal>,
+    work: Task<Result<J>>,
+) -> Promised<'_> {
     let (promise, settle) = promise::<J, WEAK>(env)?;
     let token = signal.as_ref().map(|signal| signal.aborted().clone()).unwrap_or_default();
     napi::bindgen_prelude::spawn(async move {
@@ -97,13 +107,12 @@ fn rejected(env: &Env, error: Error, signal: Option<Signal>) -> Promised<'_> {
     Ok(unsafe { Unknown::from_raw_unchecked(env.raw(), promise.raw()) })
 }
 
-async fn run<J, F>(work: F, token: tokio_util::sync::CancellationToken) -> Result<J>
-where
-    J: Send + 'static,
-    F: Future<Output = Result<J>> + Send + 'static,
-{
+async fn run<J: Send + 'static>(
+    work: impl Future<Output = Result<J>> + Send + 'static,
+    token: tokio_util::sync::CancellationToken,
+) -> Result<J> {
     // In a task of its own, so that a panic is this call's failure and nothing else.
-    let task = tokio::spawn(async move {
+    let task = tasks::spawn(async move {
         tokio::select! {
             biased;
             () = token.cancelled() => Err(aborted()),
@@ -180,7 +189,7 @@ where
 pub async fn on_disk<T: Send + 'static>(
     read: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| Err(defect()))
+    tasks::blocking(read).await.unwrap_or_else(|_| Err(defect()))
 }
 
 fn defect() -> Error {

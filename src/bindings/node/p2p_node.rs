@@ -62,7 +62,7 @@ impl P2PNode {
                 // In a task of its own: opening is not to be left half way when the signal ends the
                 // call; what was opened in vain is closed again.
                 let (opened, receive) = oneshot::channel();
-                tokio::spawn(async move {
+                crate::tasks::spawn(async move {
                     if let Err(Ok(node)) = opened.send(Node::open(options).await) {
                         node.close().await;
                     }

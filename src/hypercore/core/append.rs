@@ -40,7 +40,7 @@ impl Core {
             !std::mem::replace(&mut appends.running, true)
         };
         if start {
-            tokio::spawn(run(Arc::clone(&self.inner)));
+            crate::tasks::spawn(run(Arc::clone(&self.inner)));
         }
         outcome.await.unwrap_or(Err(CoreError::Closed))
     }

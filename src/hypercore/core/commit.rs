@@ -107,7 +107,7 @@ impl Core {
 
     async fn flush_to(&self, survives: Survives) -> Result<(), CoreError> {
         let inner = Arc::clone(&self.inner);
-        let flushed = tokio::spawn(async move {
+        let flushed = crate::tasks::spawn(async move {
             let _guard = inner.committing.lock().await;
             commit_pending(&inner, survives).await
         });
@@ -137,7 +137,7 @@ impl Core {
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, CoreError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| CoreError::Closed)
+    crate::tasks::blocking(work).await.map_err(|_| CoreError::Closed)
 }
 
 /// Commits what is pending; `inner.committing` must be held. With [`Survives::Power`], commits even

@@ -121,7 +121,7 @@ async fn hashed(deliveries: Vec<Delivery>) -> Option<(Vec<Delivery>, Vec<Option<
         let leaves = Core::leaves(deliveries.iter().map(|delivery| &delivery.data));
         (deliveries, leaves)
     };
-    if is_small { Some(hash()) } else { tokio::task::spawn_blocking(hash).await.ok() }
+    if is_small { Some(hash()) } else { crate::tasks::blocking(hash).await.ok() }
 }
 
 fn apply(
@@ -297,7 +297,7 @@ async fn prove(
         core.prove_all(&asked)
     } else {
         let core = core.clone();
-        tokio::task::spawn_blocking(move || core.prove_all(&asked)).await.ok()?
+        crate::tasks::blocking(move || core.prove_all(&asked)).await.ok()?
     }
     .into_iter();
     let answer = |(request, allowed): (Request, bool)| {

@@ -105,7 +105,7 @@ impl Replicator {
             self.open(&swarm, &connection);
         }
         let inner = Arc::downgrade(&self.inner);
-        tokio::spawn(async move {
+        crate::tasks::spawn(async move {
             connection.mux.closed().await;
             if let Some(inner) = inner.upgrade() {
                 lock(&inner.connections).remove(&id);
@@ -134,7 +134,7 @@ impl Replicator {
         match channel {
             Ok(channel) => {
                 let (swarm, connection) = (Arc::clone(swarm), Arc::clone(connection));
-                tokio::spawn(self.clone().replicate(swarm, connection, channel));
+                crate::tasks::spawn(self.clone().replicate(swarm, connection, channel));
             }
             Err(error) => {
                 tracing::debug!(peer = %connection.peer.short(), %error, "a core's channel does not open");

@@ -22,6 +22,7 @@ use super::plan::{self, Plan, Remote};
 use super::throttle::Permit;
 use crate::crypto;
 use crate::sync::lock;
+use crate::tasks::Spawn;
 use crate::udx::UdxSocket;
 
 /// What a punch sends: one byte, too short for anything else that shares the socket.
@@ -324,7 +325,7 @@ impl Core {
         let mut ask = |pings: &mut JoinSet<_>| {
             let Some(node) = nodes.next() else { return };
             let (inner, socket) = (Arc::clone(&self.inner), socket.clone());
-            pings.spawn(async move {
+            pings.spawn_task(async move {
                 let ping = Call::internal(PING, None);
                 let to = node.into();
                 let reply = inner.rpc.request_with(&socket, to, ping, Attempts::ONCE, || {}).await;

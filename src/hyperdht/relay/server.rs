@@ -18,6 +18,7 @@ use crate::crypto::PublicKey;
 use crate::protomux::{Channel, ChannelOptions, Protomux};
 use crate::rate_limit::RateLimit;
 use crate::sync::lock;
+use crate::tasks::Spawn;
 use crate::udx::{RelayLimit, RelayedStreams, Udx};
 
 /// How long one side of a pairing waits for the other.
@@ -126,7 +127,7 @@ impl RelayServer {
         });
         let tasks = TaskTracker::new();
         let (weak, cancel) = (Arc::downgrade(&shared), shared.cancel.clone());
-        tasks.spawn(async move {
+        tasks.spawn_task(async move {
             let mut ticks = tokio::time::interval(LOOK);
             while cancel.run_until_cancelled(ticks.tick()).await.is_some() {
                 let Some(shared) = weak.upgrade() else { return };
@@ -150,7 +151,7 @@ impl RelayServer {
             let options = ChannelOptions { protocol, id, inbox: INBOX, ..Default::default() };
             let Ok(channel) = own.open(options) else { return };
             let shared = Arc::clone(&handle.shared);
-            handle.tasks.spawn(serve(shared, Arc::new(channel), own.remote_public_key()));
+            handle.tasks.spawn_task(serve(shared, Arc::new(channel), own.remote_public_key()));
         };
         mux.on_open(PROTOCOL, Arc::new(move |open| accept(open.id.clone())));
     }

@@ -24,6 +24,7 @@ use super::socket::SocketKind;
 use super::{Call, Rpc, State};
 use crate::hyperdht::options::BootstrapNode;
 use crate::sync::lock;
+use crate::tasks::Spawn;
 
 /// How many nodes are asked whether they reach us.
 const PROBES: usize = 5;
@@ -137,7 +138,7 @@ impl Rpc {
             let mut lookups = JoinSet::new();
             for node in rpc.options.bootstrap.clone() {
                 let rpc = Arc::clone(&rpc);
-                lookups.spawn(async move { rpc.resolve(node).await });
+                lookups.spawn_task(async move { rpc.resolve(node).await });
             }
             while let Some(outcome) = lookups.join_next().await {
                 let found = outcome.ok().flatten();
@@ -252,7 +253,7 @@ impl Rpc {
         let mut requests = JoinSet::new();
         for node in nodes {
             let rpc = Arc::clone(self);
-            requests.spawn(async move {
+            requests.spawn_task(async move {
                 let call = Call::internal(PING_NAT, Some(rpc.server_port_value()));
                 rpc.request(node.into(), call, Attempts::default()).await
             });

@@ -38,6 +38,7 @@ use super::tuning::Tuning;
 use crate::crypto;
 use crate::rate_limit::RateLimit;
 use crate::sync::lock;
+use crate::tasks::Spawn;
 use crate::udx::Udx;
 
 /// A command with its arguments, to be sent to one node.
@@ -227,8 +228,8 @@ impl Rpc {
 
     /// Runs `task` until it ends or the node closes.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let cancel = self.cancel.clone();
-        self.tasks.spawn(async move {
+        let (cancel, task) = (self.cancel.clone(), crate::tasks::task(task));
+        self.tasks.spawn_task(async move {
             tokio::select! {
                 () = cancel.cancelled() => {}
                 () = task => {}

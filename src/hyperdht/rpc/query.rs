@@ -13,6 +13,7 @@ use super::search::{Search, Step};
 use super::table::K;
 use super::{Call, Rpc};
 use crate::sync::lock;
+use crate::tasks::Spawn;
 
 /// How often a query asks a silent node again.
 const RETRIES: u32 = 5;
@@ -160,7 +161,7 @@ impl Query {
         let sender = self.sender.clone();
         let attempts = Attempts { retries: self.options.retries };
         while self.requests.try_join_next().is_some() {}
-        self.requests.spawn(async move {
+        self.requests.spawn_task(async move {
             let socket = rpc.socket();
             let slow = || _ = sender.try_send(Event::Slow(address));
             let to = SocketAddr::V4(address);
