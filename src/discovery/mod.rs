@@ -111,7 +111,7 @@ impl Discovery {
         if let Some(lan) = &lan {
             tasks.spawn(Arc::clone(lan).run(cancel.clone()));
         }
-        tasks.spawn(network::watch(connections.clone(), cancel.clone()));
+        tasks.spawn(network::watch(dht.clone(), connections.clone(), cancel.clone()));
         let mut topic = None;
         if options.dht {
             let (bootstrap, database) = (parts.bootstrap.clone(), parts.database.clone());
