@@ -72,7 +72,8 @@ pub(super) async fn dial(
 
 /// Connects to `key` where it is on the local network, if it is known to be there. Cancel safe.
 pub(super) async fn dial_on_link(inner: &Arc<Inner>, key: &PublicKey) -> Outcome {
-    let (mut addresses, _) = inner.peers.direct_addresses(key);
+    let (mut addresses, given) = inner.peers.direct_addresses(key);
+    addresses.extend(given.and_then(|given| given.parse::<SocketAddr>().ok()));
     addresses.retain(|address| is_on_link(address.ip()));
     connect(inner, key, addresses).await
 }

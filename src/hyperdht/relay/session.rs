@@ -65,6 +65,14 @@ impl RelaySessions {
         Some(session)
     }
 
+    fn forget(&self, relay: &PublicKey, session: &Arc<RelaySession>) {
+        session.udx.destroy();
+        let mut known = lock(&self.known);
+        if known.get(relay).is_some_and(|known| known.ptr_eq(&Arc::downgrade(session))) {
+            known.remove(relay);
+        }
+    }
+
     async fn open(
         &self,
         inner: &Arc<Inner>,
@@ -103,10 +111,19 @@ pub(crate) async fn pair(
     on_relay: Arc<OnceLock<SocketAddr>>,
 ) -> Result<Paired, RelayError> {
     let pairing = async {
-        let session = inner.relays.open(&inner, relay).await?;
-        let remote = session.udx.remote_addr().ok_or(RelayError::Unreachable)?;
-        on_relay.get_or_init(|| remote);
-        session.pair(Pair { is_initiator, token, id: stream_id }).await
+        loop {
+            let session = inner.relays.open(&inner, relay).await?;
+            let remote = session.udx.remote_addr().ok_or(RelayError::Unreachable)?;
+            on_relay.get_or_init(|| remote);
+            let pairing = Arc::clone(&session).pair(Pair { is_initiator, token, id: stream_id });
+            tokio::select! {
+                outcome = pairing => return outcome,
+                // A punch may get through and lead nowhere: the relay gave it up at the same moment.
+                () = session.udx.silent(true), if session.is_owner => {
+                    inner.relays.forget(&relay, &session);
+                }
+            }
+        }
     };
     tokio::time::timeout(TIMEOUT, pairing).await.unwrap_or(Err(RelayError::Timeout))
 }
