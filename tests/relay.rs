@@ -104,6 +104,13 @@ impl Client {
         self.channel.send(PAIR, &message).await.expect("sent");
     }
 
+    /// Waits until the relay says that the pairing of this token is over.
+    async fn unpaired(&self, token: u8) {
+        let message = tokio::time::timeout(PATIENCE, self.channel.recv()).await.expect("in time");
+        let message = message.expect("a message");
+        assert_eq!((message.kind, &message.data[1..]), (UNPAIR, &[token; 32][..]));
+    }
+
     /// The relay's stream for ours.
     async fn paired(&self) -> u32 {
         let message = tokio::time::timeout(PATIENCE, self.channel.recv()).await.expect("in time");
@@ -204,6 +211,23 @@ async fn one_side_alone_is_not_paired_and_goes_with_its_connection() {
     assert_eq!(stats.active, 0);
     client.mux.close();
     relay.until(|stats| stats.pending == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_second_side_is_told_when_the_first_leaves_its_pairing() {
+    let relay = Relay::start(RelayOptions::default());
+    let ([first, second], _ends) = relayed(&relay).await;
+    first.channel.send(UNPAIR, &[&[0][..], &[7; 32]].concat()).await.expect("sent");
+    second.unpaired(7).await;
+    assert_eq!(relay.server.stats().active, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_second_side_is_told_when_the_first_leaves_the_relay() {
+    let relay = Relay::start(RelayOptions::default());
+    let ([first, second], _ends) = relayed(&relay).await;
+    first.mux.close();
+    second.unpaired(7).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -112,7 +112,7 @@ impl Discovery {
         if let Some(lan) = &lan {
             tasks.spawn_task(Arc::clone(lan).run(cancel.clone()));
         }
-        tasks.spawn_task(network::watch(connections.clone(), cancel.clone()));
+        tasks.spawn_task(network::watch(dht.clone(), connections.clone(), cancel.clone()));
         let mut topic = None;
         if options.dht {
             let (bootstrap, database) = (parts.bootstrap.clone(), parts.database.clone());

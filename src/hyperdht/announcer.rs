@@ -147,6 +147,7 @@ impl Announcer {
                 match rpc.ping(relay.relay_address.into()).await {
                     Ok(Some(seen)) if seen != relay.peer_address => {
                         tracing::debug!(was = %relay.peer_address, is = %seen, "our address drifted");
+                        rpc.network_changes.send_modify(|changes| *changes += 1);
                         false
                     }
                     Ok(_) => true,

@@ -191,7 +191,7 @@ impl Connector {
         let may_relay = answer.is_relayed && !is_open && payload.firewall != FirewallKind::Open;
         let of_server = payload.relay_through.as_ref();
         let relay = RelayAttempt::new(inner, of_server, own_relay.as_ref(), false);
-        let relay = relay.filter(|_| may_relay);
+        let relay = relay.filter(|_| may_relay && !self.options.no_relay);
         let (answer, payload) = (Arc::new(answer), Arc::new(payload));
         let route = Route {
             inner: Arc::clone(inner),

@@ -16,6 +16,7 @@ mod connection;
 pub mod error;
 #[doc(hidden)]
 pub mod fuzzing;
+mod half_open;
 mod messages;
 mod node;
 mod noise;

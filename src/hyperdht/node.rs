@@ -11,9 +11,9 @@ use super::addresses::LocalAddresses;
 use super::cache::ExpiringMap;
 use super::connect::Connector;
 use super::connection::{Connection, Established};
-use super::error::{AnnounceError, ConnectError, ListenError};
+use super::error::{ConnectError, ListenError};
 use super::messages::commands;
-use super::options::{ConnectOptions, DhtOptions, Firewall, JoinOptions, ServerOptions};
+use super::options::{ConnectOptions, DhtOptions, Firewall, ServerOptions};
 use super::punch::throttle::{Permit, Throttle};
 use super::relay::session::{RelayPeers, RelaySessions};
 use super::router::{self, RELAY_RATE};
@@ -23,7 +23,6 @@ use super::rpc::socket::Socket;
 use super::rpc::{Answer, Incoming, Rpc, RpcOptions};
 use super::server::{Server, ServerShared};
 use super::store::{Store, Stored, target_of};
-use super::topic::{self, Announcement, Topic};
 use crate::crypto::{KeyPair, PublicKey};
 use crate::rate_limit::RateLimit;
 use crate::sync::lock;
@@ -266,6 +265,11 @@ impl HyperDht {
         self.inner().relays.use_peers(peers);
     }
 
+    /// Counts changes of our address as others see it, or of who reaches us.
+    pub(crate) fn network_changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.inner().rpc.network_changes.subscribe()
+    }
+
     /// The set of streams of this node.
     pub(crate) fn udx(&self) -> &Udx {
         &self.inner().udx
@@ -287,44 +291,6 @@ impl HyperDht {
         nodes
     }
 
-    /// Everybody who announced themselves under `topic`. Cancel safe.
-    pub async fn lookup(&self, topic: &[u8; 32]) -> Vec<Announcement> {
-        topic::lookup(&self.inner().rpc, *topic).await
-    }
-
-    /// Announces `keys` under `topic` for 20 minutes, with at most 3 nodes that pass handshakes on
-    /// ([`Server::addresses`]). Returns how many nodes took it.
-    ///
-    /// # Errors
-    /// When no node took it.
-    pub async fn announce(
-        &self,
-        topic: &[u8; 32],
-        keys: &KeyPair,
-        addresses: &[SocketAddr],
-    ) -> Result<usize, AnnounceError> {
-        let relays: Vec<SocketAddrV4> = addresses
-            .iter()
-            .filter_map(|address| match address {
-                SocketAddr::V4(v4) => Some(*v4),
-                SocketAddr::V6(_) => None,
-            })
-            .take(3)
-            .collect();
-        topic::announce(&self.inner().rpc, *topic, keys, &relays).await
-    }
-
-    /// Takes the announcement of `keys` under `topic` back.
-    pub async fn unannounce(&self, topic: &[u8; 32], keys: &KeyPair) {
-        topic::unannounce(&self.inner().rpc, *topic, keys).await;
-    }
-
-    /// Takes part in a topic until the returned [`Topic`] is closed or dropped.
-    #[must_use]
-    pub fn join(&self, topic: &[u8; 32], options: JoinOptions) -> Topic {
-        Topic::join(Arc::clone(&self.handle), *topic, options)
-    }
-
     /// Closes the node: servers unannounce (for at most 2 s), connections that are still open are
     /// destroyed, which their peers are told, and sockets close. Idempotent.
     pub async fn close(&self) {
@@ -338,6 +304,10 @@ impl HyperDht {
         let streams: Vec<StreamHandle> = lock(&inner.streams).drain().map(|(_, s)| s).collect();
         streams.iter().for_each(StreamHandle::destroy);
         inner.rpc.close().await;
+    }
+
+    pub(super) fn handle(&self) -> Arc<Handle> {
+        Arc::clone(&self.handle)
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {

@@ -154,6 +154,8 @@ pub struct ConnectOptions {
     pub timeout: Duration,
     /// A relay to go over while there is no direct path, with a peer that names none itself.
     pub relay_through: Option<RelayThrough>,
+    /// Whether to go over no relay, also not over one that the peer names.
+    pub no_relay: bool,
 }
 
 /// How to listen. Start from [`ServerOptions::new`].
@@ -181,6 +183,7 @@ impl Default for ConnectOptions {
             direct_only: false,
             timeout: Duration::from_secs(50),
             relay_through: None,
+            no_relay: false,
         }
     }
 }

@@ -7,6 +7,7 @@
 
 use std::net::{SocketAddr, SocketAddrV4};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 use super::addresses::{is_private, match_address};
 use super::announcer::Announcer;
 use super::cache::{ExpiringMap, Key};
-use super::connection::{Connection, Established, Path, PathKind};
+use super::connection::{Connection, Path, PathKind};
+use super::half_open::{HalfOpen, MAX_HALF_OPEN};
 use super::messages::FirewallKind;
 use super::messages::handshake::{self, HolepunchInfo, NoisePayload, UdxInfo, VERSION};
 use super::messages::records::PeerRecord;
@@ -27,25 +29,20 @@ use super::options::{Firewall, RelayThrough, ServerOptions};
 use super::punch::puncher::Puncher;
 use super::punch::server::{Punches, ServerPunch};
 use super::relay::attempt::{self, RelayAttempt};
-use super::relay::session::Paired;
 use super::rpc::Incoming;
 use super::rpc::message::NodeId;
 use super::rpc::socket::Socket;
 use super::store::target_of;
 use crate::crypto::{self, KeyPair, PublicKey};
 use crate::rate_limit::RateLimit;
-use crate::secret_stream::Session;
 use crate::sync::lock;
 use crate::tasks::Spawn;
-use crate::udx::{StreamOptions, UdxSocket, UdxStream};
+use crate::udx::{StreamOptions, UdxStream};
 
-/// How long a decided handshake is remembered, and how long a client may take to send its first
-/// packet.
+/// How long a decided handshake is remembered.
 const HANDSHAKE_AGE: Duration = Duration::from_secs(10);
 /// Decided handshakes that are remembered.
 const MAX_HANDSHAKES: usize = 1024;
-/// Admitted clients that have not sent a packet yet.
-const MAX_HALF_OPEN: usize = 256;
 /// Handshakes decided a second; more are dropped unseen. As many again are decided of those that come a
 /// second time: a client sends its message over several nodes and repeats it, and so gets through where
 /// thousands of others are sent once.
@@ -78,10 +75,12 @@ pub(crate) struct ServerShared {
     state: Mutex<State>,
     /// Held while a handshake is decided, so that two copies of one are not decided twice.
     deciding: Mutex<()>,
-    punches: Punches,
-    accepted: mpsc::Sender<Connection>,
+    pub(super) punches: Punches,
+    /// Admitted clients that have not sent a packet yet.
+    pub(super) half_open: AtomicUsize,
+    pub(super) accepted: mpsc::Sender<Connection>,
     pub(crate) announcer: Announcer,
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
     pub(crate) cancel: CancellationToken,
 }
 
@@ -90,7 +89,6 @@ struct State {
     handshakes: ExpiringMap<Option<Reply>>,
     /// By the hash of a message that was dropped because there were too many.
     dropped: ExpiringMap<()>,
-    half_open: usize,
     limit: RateLimit,
     repeated: RateLimit,
 }
@@ -98,9 +96,6 @@ struct State {
 impl State {
     /// Whether a handshake may be decided now.
     fn admits(&mut self, key: Key) -> bool {
-        if self.half_open >= MAX_HALF_OPEN {
-            return false;
-        }
         if self.limit.allow() || (self.dropped.get(&key).is_some() && self.repeated.allow()) {
             return true;
         }
@@ -136,7 +131,6 @@ impl Server {
         let state = State {
             handshakes: ExpiringMap::new(MAX_HANDSHAKES, HANDSHAKE_AGE),
             dropped: ExpiringMap::new(MAX_DROPPED, HANDSHAKE_AGE),
-            half_open: 0,
             limit: RateLimit::new(HANDSHAKE_RATE, HANDSHAKE_RATE),
             repeated: RateLimit::new(HANDSHAKE_RATE, HANDSHAKE_RATE),
         };
@@ -149,6 +143,7 @@ impl Server {
             state: Mutex::new(state),
             deciding: Mutex::default(),
             punches: Punches::default(),
+            half_open: AtomicUsize::new(0),
             accepted,
             announcer: Announcer::new(keys.clone(), target),
             cancel: inner.rpc.cancel.child_token(),
@@ -246,7 +241,8 @@ impl ServerShared {
             if let Some(decided) = state.handshakes.get(&key) {
                 return decided.clone();
             }
-            if self.cancel.is_cancelled() || !state.admits(key) {
+            let is_full = self.half_open.load(Ordering::Relaxed) >= MAX_HALF_OPEN;
+            if self.cancel.is_cancelled() || is_full || !state.admits(key) {
                 tracing::debug!(from = %incoming.from, "a handshake was dropped");
                 return None;
             }
@@ -386,126 +382,5 @@ impl ServerShared {
     ) -> Option<(Socket, Vec<u8>)> {
         let is_trusted = self.announcer.is_relay(incoming.from);
         self.punches.get(id)?.on_message(payload, client, is_trusted, incoming).await
-    }
-
-    /// Connects an admitted client's stream over whatever brings its first packet, or over a relay.
-    fn open(
-        self: &Arc<Self>,
-        raw: UdxStream,
-        session: Session,
-        remote_id: u32,
-        punch: Option<Arc<ServerPunch>>,
-        relay: Option<RelayAttempt>,
-    ) {
-        let half_open = HalfOpen::new(self);
-        let is_punching = punch.is_some();
-        let first_packet =
-            attempt::not_from(relay.as_ref().map(RelayAttempt::address), raw.on_first_packet());
-        if let Some(punch) = &punch {
-            self.punches.insert(punch);
-        }
-        let stream_id = raw.local_id();
-        self.inner.rpc.spawn(async move {
-            let mut given_up = Box::pin(async move {
-                match punch {
-                    Some(punch) => punch.ended().await,
-                    None => tokio::time::sleep(HANDSHAKE_AGE).await,
-                }
-            });
-            let mut is_relaying = relay.is_some();
-            let mut pairing = Box::pin(async move {
-                match relay {
-                    Some(relay) => relay.pair(stream_id).await,
-                    None => std::future::pending().await,
-                }
-            });
-            tokio::pin!(first_packet);
-            let mut is_waiting = true;
-            while is_waiting || is_relaying {
-                tokio::select! {
-                    biased;
-                    (socket, client) = &mut first_packet => {
-                        let kind = if is_punching { PathKind::Punched } else { PathKind::Direct };
-                        let path = Path::new(attempt::kind_of(kind, client));
-                        return half_open.connect(raw, session, &socket, remote_id, client, path);
-                    }
-                    paired = &mut pairing, if is_relaying => {
-                        is_relaying = false;
-                        let Ok(paired) =
-                            paired.inspect_err(|error| tracing::debug!(%error, "no relay"))
-                        else {
-                            continue;
-                        };
-                        let path = Path::new(PathKind::Relayed);
-                        let stream = raw.handle();
-                        if !half_open.connect_relayed(raw, session, &paired, path.clone()) {
-                            return;
-                        }
-                        // The punch goes on meanwhile; the client's packets tell when it succeeded.
-                        let punching = async move {
-                            if is_waiting {
-                                given_up.await;
-                            }
-                            None
-                        };
-                        return attempt::upgrade(stream, remote_id, path, paired, punching).await;
-                    }
-                    () = &mut given_up, if is_waiting => is_waiting = false,
-                }
-            }
-            tracing::debug!("an admitted client never sent a packet");
-        });
-    }
-}
-
-/// Counts an admitted client until its stream is handed out or given up.
-struct HalfOpen {
-    server: Arc<ServerShared>,
-}
-
-impl HalfOpen {
-    fn new(server: &Arc<ServerShared>) -> Self {
-        lock(&server.state).half_open += 1;
-        Self { server: Arc::clone(server) }
-    }
-
-    fn connect(
-        self,
-        raw: UdxStream,
-        session: Session,
-        socket: &UdxSocket,
-        remote_id: u32,
-        remote: SocketAddr,
-        path: Path,
-    ) {
-        raw.connect(socket, remote_id, remote);
-        self.hand_out(Established { raw, session, remote, path });
-    }
-
-    /// Connects over a relay; false when that is gone already.
-    fn connect_relayed(
-        self,
-        raw: UdxStream,
-        session: Session,
-        paired: &Paired,
-        path: Path,
-    ) -> bool {
-        let Some(remote) = attempt::connect(&raw, paired) else { return false };
-        self.hand_out(Established { raw, session, remote, path });
-        true
-    }
-
-    fn hand_out(self, established: Established) {
-        let connection = self.server.inner.adopt(established);
-        if self.server.accepted.try_send(connection).is_err() {
-            tracing::warn!("a connection was dropped because nobody accepts connections");
-        }
-    }
-}
-
-impl Drop for HalfOpen {
-    fn drop(&mut self) {
-        let mut state = lock(&self.server.state);
-        state.half_open = state.half_open.saturating_sub(1);
     }
 }

@@ -14,7 +14,7 @@ use super::announcer::{commit, unannounce_at};
 use super::error::AnnounceError;
 use super::messages::commands;
 use super::messages::records::{LookupReply, PeerRecord};
-use super::node::{Handle, Inner};
+use super::node::{Handle, HyperDht, Inner};
 use super::options::JoinOptions;
 use super::rpc::io::Reply;
 use super::rpc::maintain::random_below;
@@ -52,6 +52,46 @@ impl From<PeerRecord> for Announcement {
         let addresses = record.relay_addresses.into_iter().filter(|address| address.port() != 0);
         let addresses = addresses.take(MAX_RELAYS).map(SocketAddr::V4).collect();
         Self { public_key: record.public_key, addresses }
+    }
+}
+
+impl HyperDht {
+    /// Everybody who announced themselves under `topic`. Cancel safe.
+    pub async fn lookup(&self, topic: &[u8; 32]) -> Vec<Announcement> {
+        lookup(&self.inner().rpc, *topic).await
+    }
+
+    /// Announces `keys` under `topic` for 20 minutes, with at most 3 nodes that pass handshakes on
+    /// ([`super::Server::addresses`]). Returns how many nodes took it.
+    ///
+    /// # Errors
+    /// When no node took it.
+    pub async fn announce(
+        &self,
+        topic: &[u8; 32],
+        keys: &KeyPair,
+        addresses: &[SocketAddr],
+    ) -> Result<usize, AnnounceError> {
+        let relays: Vec<SocketAddrV4> = addresses
+            .iter()
+            .filter_map(|address| match address {
+                SocketAddr::V4(v4) => Some(*v4),
+                SocketAddr::V6(_) => None,
+            })
+            .take(3)
+            .collect();
+        announce(&self.inner().rpc, *topic, keys, &relays).await
+    }
+
+    /// Takes the announcement of `keys` under `topic` back.
+    pub async fn unannounce(&self, topic: &[u8; 32], keys: &KeyPair) {
+        unannounce(&self.inner().rpc, *topic, keys).await;
+    }
+
+    /// Takes part in a topic until the returned [`Topic`] is closed or dropped.
+    #[must_use]
+    pub fn join(&self, topic: &[u8; 32], options: JoinOptions) -> Topic {
+        Topic::join(self.handle(), *topic, options)
     }
 }
 

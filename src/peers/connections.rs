@@ -168,11 +168,10 @@ impl Connections {
         self.inner.wake(key);
     }
 
-    /// The network came back or changed: dials everybody who is not connected at once.
+    /// The network came back or changed: dials everybody at once who is not connected, or over a relay.
     pub fn network_changed(&self) {
-        for wake in lock(&self.inner.wakes).values() {
-            wake.now.notify_one();
-        }
+        let keys: Vec<PublicKey> = lock(&self.inner.wakes).keys().copied().collect();
+        keys.iter().for_each(|key| self.inner.wake(key));
     }
 
     /// Why a request to this peer cannot be sent now, as an error for the caller.
@@ -313,11 +312,9 @@ impl Inner {
     }
 
     fn wake(&self, key: &PublicKey) {
-        if self.registry.get(key).is_some() {
-            return;
-        }
+        let is_connected = self.registry.get(key).is_some();
         if let Some(wake) = lock(&self.wakes).get(key) {
-            wake.now.notify_one();
+            (if is_connected { &wake.better } else { &wake.now }).notify_one();
         }
     }
 
@@ -342,8 +339,16 @@ impl Inner {
     pub(super) fn admit(self: &Arc<Self>, connection: Connection) {
         let key = connection.remote_public_key();
         let Some(existing) = self.registry.get(&key) else { return self.establish(connection) };
-        let verdict =
-            arbitration::decide(&self.own(), &key, existing.initiator, connection.initiator);
+        let verdict = match arbitration::decide(
+            &self.own(),
+            &key,
+            existing.initiator,
+            connection.initiator,
+        ) {
+            // Whoever dialed it noticed that, too.
+            Verdict::Wait if existing.udx.is_silent() => Verdict::Replace,
+            verdict => verdict,
+        };
         tracing::debug!(peer = key.short(), ?verdict, "a second connection to a peer");
         match verdict {
             Verdict::Replace => self.establish(connection),
@@ -356,10 +361,20 @@ impl Inner {
                     tokio::select! {
                         () = inner.cancel.cancelled() => {}
                         _ = connection.udx.closed() => {}
+                        _ = existing.udx.closed() => inner.establish(connection),
                         () = tokio::time::sleep(WITHDRAWAL) => inner.establish(connection),
                     }
                 });
             }
+        }
+    }
+
+    /// Takes a connection that we dialed to take the place of `live`, whoever dialed that.
+    pub(super) fn supersede(self: &Arc<Self>, live: &PeerConnection, connection: Connection) {
+        match self.registry.get(&live.key) {
+            Some(current) if current.number == live.number => self.establish(connection),
+            // Another was faster.
+            _ => self.admit(connection),
         }
     }
 

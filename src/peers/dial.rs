@@ -10,8 +10,9 @@ use tokio::task::JoinSet;
 use super::addresses::resolve;
 use super::connections::Inner;
 use super::dialer::Wake;
+use super::on_link::is_on_link;
 use crate::crypto::PublicKey;
-use crate::hyperdht::{ConnectError, ConnectOptions, Connection};
+use crate::hyperdht::{ConnectError, ConnectOptions, Connection, RelayThrough};
 use crate::tasks::Spawn;
 
 /// How much later than the known addresses the network is asked, when there are any.
@@ -37,7 +38,8 @@ pub(super) async fn dial(
         attempts: JoinSet::new(),
     };
     let is_known = direct.try_untried();
-    let network = over_network(inner, key, is_known, needs_relay);
+    let relay = Some(inner.relay_to_dial(needs_relay));
+    let network = over_network(inner, key, is_known, relay);
     tokio::pin!(network);
     let (mut direct_failure, mut network_failure) = (None, None);
     let mut news = 0;
@@ -67,6 +69,19 @@ pub(super) async fn dial(
             return Err(telling(error, direct_failure));
         }
     }
+}
+
+/// Connects to `key` where it is on the local network, if it is known to be there. Cancel safe.
+pub(super) async fn dial_on_link(inner: &Arc<Inner>, key: &PublicKey) -> Outcome {
+    let (mut addresses, given) = inner.peers.direct_addresses(key);
+    addresses.extend(given.and_then(|given| given.parse::<SocketAddr>().ok()));
+    addresses.retain(|address| is_on_link(address.ip()));
+    connect(inner, key, addresses).await
+}
+
+/// Connects to `key` over the network, and over no relay. Cancel safe.
+pub(super) async fn dial_past_relays(inner: &Arc<Inner>, key: &PublicKey) -> Outcome {
+    over_network(inner, key, false, None).await
 }
 
 /// Of two failures, the one that says more. A network that does not know the peer, or is not there, says
@@ -144,7 +159,7 @@ async fn over_network(
     inner: &Arc<Inner>,
     key: &PublicKey,
     is_known: bool,
-    needs_relay: bool,
+    relay: Option<RelayThrough>,
 ) -> Outcome {
     if inner.dht.is_direct_only() {
         return Err(ConnectError::PeerNotFound);
@@ -156,7 +171,8 @@ async fn over_network(
     let options = ConnectOptions {
         addresses: inner.peers.relays(key),
         key_pair: Some(inner.identity.key_pair().clone()),
-        relay_through: Some(inner.relay_to_dial(needs_relay)),
+        no_relay: relay.is_none(),
+        relay_through: relay,
         ..ConnectOptions::default()
     };
     inner.dht.connect(key, options).await

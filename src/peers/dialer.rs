@@ -10,9 +10,10 @@ use super::arbitration::is_preferred;
 use super::backoff::Backoff;
 use super::connections::Inner;
 use super::dial::dial;
+use super::tend::tend;
 use crate::crypto::PublicKey;
 use crate::error::ErrorCode;
-use crate::hyperdht::{ConnectError, PathKind};
+use crate::hyperdht::{ConnectError, Connection, PathKind};
 
 /// A connection that lasted this long was a good one: the next wait is short again.
 const GOOD: Duration = Duration::from_secs(10);
@@ -31,6 +32,8 @@ pub(super) struct Wake {
     pub(super) now: Notify,
     /// It is dialing us; dial it if that fails.
     pub(super) arriving: Notify,
+    /// It is connected, and there may be a better path now.
+    pub(super) better: Notify,
 }
 
 /// Dials `key` whenever it is not connected. Runs until it is dropped, or the node is closed.
@@ -41,7 +44,10 @@ pub(super) async fn keep_connected(inner: Arc<Inner>, key: PublicKey, wake: Arc<
     loop {
         if inner.registry.get(&key).is_some() {
             let since = Instant::now();
-            inner.registry.wait_for(&key, false).await;
+            tokio::select! {
+                () = inner.registry.wait_for(&key, false) => {}
+                () = tend(&inner, &key, &wake, dials_first) => {}
+            }
             let wait = if since.elapsed() >= GOOD {
                 backoff.reset();
                 if dials_first { jitter(SPACING) } else { HEAD_START + jitter(SPACING) }
@@ -108,15 +114,20 @@ async fn attempt(
     };
     match outcome {
         Ok(connection) => {
-            // A relay's address is not the peer's, and a hole closes.
-            if matches!(connection.path(), PathKind::Direct | PathKind::Lan) {
-                inner.peers.reached(key, connection.remote);
-            }
+            note_reached(inner, &connection);
             inner.admit(connection);
             None
         }
         Err(_) if inner.registry.get(key).is_some() => None,
         Err(error) => Some(error),
+    }
+}
+
+/// Notes where a peer was reached, for the next time.
+pub(super) fn note_reached(inner: &Inner, connection: &Connection) {
+    // A relay's address is not the peer's, and a hole closes.
+    if matches!(connection.path(), PathKind::Direct | PathKind::Lan) {
+        inner.peers.reached(&connection.remote_public_key(), connection.remote);
     }
 }
 

@@ -20,6 +20,7 @@ mod record;
 mod registry;
 mod relays;
 mod table;
+mod tend;
 
 pub use addresses::{AddressSource, PeerAddress};
 pub use connections::{Attach, Connections};

@@ -77,7 +77,7 @@ impl PeerConnection {
     }
 
     /// What packets go through now.
-    fn path(&self) -> PathKind {
+    pub(super) fn path(&self) -> PathKind {
         match self.path.kind() {
             PathKind::Relayed => PathKind::Relayed,
             _ if is_on_link(self.remote_now().ip()) => PathKind::Lan,
@@ -230,6 +230,17 @@ impl Registry {
     pub(super) async fn wait_for(&self, key: &PublicKey, connected: bool) {
         let mut changes = self.changes.subscribe();
         while lock(&self.state).live.contains_key(key) != connected {
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Waits until connection `number` is not its peer's live one any more. Cancel-safe. Never ends once
+    /// closed.
+    pub(super) async fn replaced(&self, key: &PublicKey, number: u64) {
+        let mut changes = self.changes.subscribe();
+        while lock(&self.state).live.get(key).is_some_and(|live| live.number == number) {
             if changes.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }

@@ -30,6 +30,8 @@ pub(super) struct Shared {
     /// Wakes who waits for a move to be over.
     moved: Notify,
     pub(super) closed: watch::Sender<Option<CloseReason>>,
+    /// Whether the other side does not answer.
+    pub(super) silent: watch::Sender<bool>,
 }
 
 /// What the lock protects.
@@ -42,6 +44,8 @@ pub(super) struct State {
     first: Option<(UdxSocket, SocketAddr)>,
     /// Somebody waits for packets over another socket.
     is_watched: bool,
+    /// What `silent` says.
+    is_silent: bool,
     /// Somebody waits for a move to be over.
     awaits_move: bool,
     pub(super) reader: Option<Waker>,
@@ -75,6 +79,7 @@ impl Shared {
                 previous_socket: None,
                 first: None,
                 is_watched: false,
+                is_silent: false,
                 awaits_move: false,
                 reader: None,
                 writer: None,
@@ -88,6 +93,7 @@ impl Shared {
             first_packet: Notify::new(),
             moved: Notify::new(),
             closed: watch::Sender::new(None),
+            silent: watch::Sender::new(false),
         })
     }
 
@@ -296,6 +302,11 @@ impl Shared {
         if closed.is_some() && self.closed.borrow().is_none() {
             self.closed.send_replace(closed);
             self.first_packet.notify_waiters();
+        }
+        let is_silent = machine.is_silent();
+        if is_silent != state.is_silent {
+            state.is_silent = is_silent;
+            self.silent.send_replace(is_silent);
         }
         let over = closed.is_some();
         if state.awaits_move && (over || !machine.is_on_previous()) {

@@ -209,6 +209,19 @@ impl StreamHandle {
         self.shared.path()
     }
 
+    /// Whether the other side does not answer, although it was asked.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        *self.shared.silent.borrow()
+    }
+
+    /// Waits until [`StreamHandle::is_silent`] is as wanted: for 1 s, or a retransmission timeout, a question
+    /// was not answered; or something was heard again. A stream that is closed stays as it was. Cancel safe.
+    pub async fn silent(&self, wanted: bool) {
+        // The sender lives as long as this handle.
+        let _ = self.shared.silent.subscribe().wait_for(|is| *is == wanted).await;
+    }
+
     /// Ends the stream at once, with a DESTROY to the other side.
     pub fn destroy(&self) {
         self.shared.destroy();

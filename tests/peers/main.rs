@@ -6,6 +6,7 @@ mod addresses;
 mod crash;
 mod hostile;
 mod setup;
+mod silence;
 
 use std::time::{Duration, Instant};
 

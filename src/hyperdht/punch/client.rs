@@ -27,6 +27,9 @@ use crate::udx::UdxSocket;
 
 /// How long a server that does not know its NAT yet gets to find out.
 const SERVER_PAUSE: Duration = Duration::from_secs(1);
+/// How long the packets of the first round get to do the work, before thousands are sent. Besides, npm's
+/// server makes one such punch in 20 s: asked for another, it gives up what the first round brought about.
+const PATIENCE: Duration = Duration::from_millis(250);
 /// How long we wait for other punches of ours to end; the server forgets us after 10 s.
 const THROTTLED: Duration = Duration::from_secs(8);
 /// How often we look whether they have.
@@ -124,6 +127,7 @@ impl ClientPunch {
         self.puncher.freeze();
         let (local, addresses) = self.puncher.local();
         let permit = if is_random(local, self.puncher.remote().firewall) {
+            tokio::time::sleep(PATIENCE).await;
             Some(self.permit().await?)
         } else {
             None

@@ -112,7 +112,7 @@ pub(crate) async fn upgrade(
                 Found { socket, address, kind: PathKind::Punched }
             }
             () = paired.closed(), if next.is_none() => {
-                tracing::debug!("a relay closed its channel");
+                tracing::debug!("a relay does not pass anything on any more");
                 return stream.destroy();
             }
             found = &mut finding, if is_finding => {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::super::node::HyperDht;
-use super::wire::{PAIR, PROTOCOL, Pair, Token, UNPAIR, decode_unpair};
+use super::wire::{PAIR, PROTOCOL, Pair, Token, UNPAIR, decode_unpair, encode_unpair};
 use crate::crypto::PublicKey;
 use crate::protomux::{Channel, ChannelOptions, Protomux};
 use crate::rate_limit::RateLimit;
@@ -102,6 +102,18 @@ struct Side {
 impl Pairing {
     fn is_of(&self, channel: &Weak<Channel>) -> bool {
         self.sides.iter().flatten().any(|side| side.channel.ptr_eq(channel))
+    }
+
+    /// Tells the sides, but for the one that knows, that it is over: what else would tell them may have been
+    /// lost on the way.
+    fn tell(&self, token: &Token, except: Option<&Weak<Channel>>) {
+        for side in self.sides.iter().flatten() {
+            let is_told = except.is_some_and(|channel| side.channel.ptr_eq(channel));
+            if let Some(channel) = side.channel.upgrade().filter(|_| !is_told) {
+                // A side with a whole outbox waiting notices by itself.
+                let _ = channel.try_send(UNPAIR, &encode_unpair(token));
+            }
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -236,13 +248,22 @@ impl Shared {
     fn unpair(&self, channel: &Arc<Channel>, token: &Token) {
         let channel = Arc::downgrade(channel);
         let mut pairings = lock(&self.pairings);
-        if pairings.get(token).is_some_and(|pairing| pairing.is_of(&channel)) {
-            pairings.remove(token);
+        if pairings.get(token).is_some_and(|pairing| pairing.is_of(&channel))
+            && let Some(pairing) = pairings.remove(token)
+        {
+            pairing.tell(token, Some(&channel));
         }
     }
 
+    /// Ends pairings, and tells those of their sides that have a channel still.
     fn remove(&self, is_over: impl Fn(&Pairing) -> bool) {
-        lock(&self.pairings).retain(|_, pairing| !is_over(pairing));
+        lock(&self.pairings).retain(|token, pairing| {
+            let is_over = is_over(pairing);
+            if is_over {
+                pairing.tell(token, None);
+            }
+            !is_over
+        });
     }
 
     fn limit(self: &Arc<Self>) -> RelayLimit {

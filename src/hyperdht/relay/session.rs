@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::super::connect::Connector;
 use super::super::node::Inner;
 use super::super::options::ConnectOptions;
-use super::wire::{PAIR, PROTOCOL, Pair, Token, UNPAIR, encode_unpair};
+use super::wire::{PAIR, PROTOCOL, Pair, Token, UNPAIR, decode_unpair, encode_unpair};
 use crate::crypto::PublicKey;
 use crate::protomux::{Channel, ChannelOptions, MuxError, MuxOptions, Protomux};
 use crate::sync::lock;
@@ -64,6 +65,14 @@ impl RelaySessions {
         Some(session)
     }
 
+    fn forget(&self, relay: &PublicKey, session: &Arc<RelaySession>) {
+        session.udx.destroy();
+        let mut known = lock(&self.known);
+        if known.get(relay).is_some_and(|known| known.ptr_eq(&Arc::downgrade(session))) {
+            known.remove(relay);
+        }
+    }
+
     async fn open(
         &self,
         inner: &Arc<Inner>,
@@ -102,10 +111,19 @@ pub(crate) async fn pair(
     on_relay: Arc<OnceLock<SocketAddr>>,
 ) -> Result<Paired, RelayError> {
     let pairing = async {
-        let session = inner.relays.open(&inner, relay).await?;
-        let remote = session.udx.remote_addr().ok_or(RelayError::Unreachable)?;
-        on_relay.get_or_init(|| remote);
-        session.pair(Pair { is_initiator, token, id: stream_id }).await
+        loop {
+            let session = inner.relays.open(&inner, relay).await?;
+            let remote = session.udx.remote_addr().ok_or(RelayError::Unreachable)?;
+            on_relay.get_or_init(|| remote);
+            let pairing = Arc::clone(&session).pair(Pair { is_initiator, token, id: stream_id });
+            tokio::select! {
+                outcome = pairing => return outcome,
+                // A punch may get through and lead nowhere: the relay gave it up at the same moment.
+                () = session.udx.silent(true), if session.is_owner => {
+                    inner.relays.forget(&relay, &session);
+                }
+            }
+        }
     };
     tokio::time::timeout(TIMEOUT, pairing).await.unwrap_or(Err(RelayError::Timeout))
 }
@@ -117,6 +135,8 @@ struct RelaySession {
     /// The connection is for relaying only, and ends with us.
     is_owner: bool,
     waiting: Mutex<HashMap<Token, oneshot::Sender<u32>>>,
+    /// Cancelled when the other side of a pairing has left it.
+    pairings: Mutex<HashMap<Token, CancellationToken>>,
 }
 
 impl RelaySession {
@@ -133,18 +153,14 @@ impl RelaySession {
             ..ChannelOptions::default()
         })?);
         let receiving = Arc::clone(&channel);
-        let waiting = Mutex::default();
-        let session = Arc::new(Self { channel, mux, udx, is_owner, waiting });
+        let (waiting, pairings) = Default::default();
+        let session = Arc::new(Self { channel, mux, udx, is_owner, waiting, pairings });
         let weak = Arc::downgrade(&session);
         inner.rpc.spawn(async move {
             while let Some(message) = receiving.recv().await {
                 let Some(session) = weak.upgrade() else { break };
-                let Ok(pair) = Pair::decode(&message.data) else { break };
-                if message.kind == PAIR
-                    && let Some(waiting) = lock(&session.waiting).remove(&pair.token)
-                {
-                    // Whoever asked may have given up.
-                    let _ = waiting.send(pair.id);
+                if session.receive(message.kind, &message.data).is_err() {
+                    break;
                 }
             }
             receiving.close();
@@ -155,11 +171,34 @@ impl RelaySession {
         Ok(session)
     }
 
+    fn receive(&self, kind: u32, data: &[u8]) -> crate::encoding::Result<()> {
+        match kind {
+            PAIR => {
+                let pair = Pair::decode(data)?;
+                if let Some(waiting) = lock(&self.waiting).remove(&pair.token) {
+                    // Whoever asked may have given up.
+                    let _ = waiting.send(pair.id);
+                }
+            }
+            // Our relays say so; npm's ends the streams and says nothing.
+            UNPAIR => {
+                let token = decode_unpair(data)?;
+                lock(&self.waiting).remove(&token);
+                if let Some(is_over) = lock(&self.pairings).get(&token) {
+                    is_over.cancel();
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     async fn pair(self: Arc<Self>, pair: Pair) -> Result<Paired, RelayError> {
         let (sender, receiver) = oneshot::channel();
         lock(&self.waiting).insert(pair.token, sender);
-        let session = Arc::clone(&self);
-        let mut pairing = Paired { session, token: pair.token, remote_id: 0 };
+        let (session, is_over) = (Arc::clone(&self), CancellationToken::new());
+        lock(&self.pairings).insert(pair.token, is_over.clone());
+        let mut pairing = Paired { session, token: pair.token, is_over, remote_id: 0 };
         if self.channel.send(PAIR, &pair.encode()).await.is_err() {
             return Err(RelayError::Refused);
         }
@@ -181,6 +220,7 @@ impl Drop for RelaySession {
 pub(crate) struct Paired {
     session: Arc<RelaySession>,
     token: Token,
+    is_over: CancellationToken,
     /// The relay's stream, to which packets for the other side go.
     pub(super) remote_id: u32,
 }
@@ -191,15 +231,19 @@ impl Paired {
         self.session.udx.path()
     }
 
-    /// Waits until the relay has closed the channel or is gone.
+    /// Waits until the other side has left, or the relay has closed the channel or is gone.
     pub(super) async fn closed(&self) {
-        self.session.channel.closed().await;
+        tokio::select! {
+            () = self.is_over.cancelled() => {}
+            () = self.session.channel.closed() => {}
+        }
     }
 }
 
 impl Drop for Paired {
     fn drop(&mut self) {
         lock(&self.session.waiting).remove(&self.token);
+        lock(&self.session.pairings).remove(&self.token);
         // A relay that does not hear of it notices that nothing goes on any more.
         let _ = self.session.channel.try_send(UNPAIR, &encode_unpair(&self.token));
     }

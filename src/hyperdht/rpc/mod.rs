@@ -6,6 +6,7 @@
 
 pub(crate) mod bootstrap;
 mod caution;
+mod closest;
 pub(crate) mod congestion;
 pub(crate) mod io;
 pub(crate) mod maintain;

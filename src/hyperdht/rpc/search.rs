@@ -2,17 +2,16 @@
 //!
 //! No sockets and no clock: [`super::query`] sends what [`Search::next`] names and reports back.
 //!
-//! A host can choose among its ports those whose ids are closest to a target. Unlike the reference, a
-//! query therefore ends with only a few nodes of one network block ([`NetworkBlock`]), and asks only so
-//! many of it: who owns one cannot surround a target, nor make a query go on and on.
+//! Unlike the reference, a query is careful whom it asks ([`Caution`]) and whom it ends with ([`Closest`]).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddrV4;
 
 use super::caution::Caution;
+use super::closest::Closest;
 use super::maintain::DownHint;
 use super::message::{NodeId, node_id};
-use super::table::{K, MAX_PER_BLOCK, NetworkBlock, distance};
+use super::table::{K, distance};
 
 /// How many addresses one query remembers. An honest network offers far fewer.
 const MAX_SEEN: usize = 4096;
@@ -47,14 +46,6 @@ pub(crate) enum Step {
     Finished,
 }
 
-/// A reply among the closest.
-#[derive(Debug, Clone)]
-struct Ranked<T> {
-    block: Option<NetworkBlock>,
-    distance: NodeId,
-    reply: T,
-}
-
 /// One query's memory. `T` is what the driver keeps of a reply.
 #[derive(Debug)]
 pub(crate) struct Search<T> {
@@ -65,8 +56,10 @@ pub(crate) struct Search<T> {
     pending: BTreeMap<NodeId, SocketAddrV4>,
     /// Nodes that wait because nobody who is believed named them.
     doubted: HashSet<SocketAddrV4>,
+    /// Somebody may be believed again.
+    may_believe: bool,
     caution: Caution,
-    closest: Vec<Ranked<T>>,
+    closest: Closest<T>,
     slow: HashSet<SocketAddrV4>,
     in_flight: usize,
     concurrency: usize,
@@ -87,8 +80,9 @@ impl<T> Search<T> {
             seen: HashMap::new(),
             pending: BTreeMap::new(),
             doubted: HashSet::new(),
+            may_believe: false,
             caution: Caution::default(),
-            closest: Vec::new(),
+            closest: Closest::new(target),
             slow: HashSet::new(),
             in_flight: 0,
             concurrency: CONCURRENCY,
@@ -117,7 +111,7 @@ impl<T> Search<T> {
 
     /// The best replies so far, closest first.
     pub(crate) fn into_closest(self) -> Vec<T> {
-        self.closest.into_iter().map(|ranked| ranked.reply).collect()
+        self.closest.into_replies()
     }
 
     /// Offers a node, named by `referrer` when another node did. Returns whether it is close enough
@@ -134,10 +128,13 @@ impl<T> Search<T> {
         if id == self.own_id {
             return (true, None);
         }
-        let is_closer = self.is_closer(&id);
+        let is_closer = self.closest.has_place_for(&id);
         let has_room = self.seen.len() < MAX_SEEN;
         match self.seen.get_mut(&address) {
-            Some(Seen::Done) => referrer.iter().for_each(|by| self.caution.named_known(*by)),
+            Some(Seen::Done) => {
+                referrer.iter().for_each(|by| self.caution.named_known(*by));
+                self.may_believe = true;
+            }
             Some(Seen::Down) => {
                 return (is_closer, referrer.map(|to| DownHint { to, down: address }));
             }
@@ -160,6 +157,7 @@ impl<T> Search<T> {
 
     /// What to do now.
     pub(crate) fn next(&mut self) -> Step {
+        self.believe_again();
         let limit = if self.slowdown { SLOW_CONCURRENCY } else { self.concurrency };
         while self.in_flight < limit + self.slow.len() {
             let Some((_, address)) = self.pending.pop_first().or_else(|| self.second_choice())
@@ -167,7 +165,7 @@ impl<T> Search<T> {
                 break;
             };
             let id = node_id(address);
-            if !self.is_closer(&id) || !self.is_welcome(&id, address) {
+            if !self.is_welcome(&id, address) {
                 continue;
             }
             if !self.is_believed(address) && self.has_choice() {
@@ -182,7 +180,7 @@ impl<T> Search<T> {
             // Give a cached node the chance to know it all before asking widely.
             self.slowdown = true;
         }
-        let only_slow = self.slow.len() == self.in_flight && self.closest.len() >= K;
+        let only_slow = self.slow.len() == self.in_flight && self.closest.is_full();
         if !self.pending.is_empty() || (self.in_flight > 0 && !only_slow) {
             return Step::Wait;
         }
@@ -209,8 +207,8 @@ impl<T> Search<T> {
         } else {
             self.successes += 1;
         }
-        if let Some(id) = id.filter(|id| !is_error && self.is_closer(id)) {
-            self.rank(id, from, reply);
+        if let Some(id) = id.filter(|_| !is_error) {
+            self.closest.insert(&id, from, reply);
         }
         let mut hints = Vec::new();
         for address in closer {
@@ -259,6 +257,7 @@ impl<T> Search<T> {
         let before = self.seen.insert(from, now);
         if let Some(Seen::Waiting(referrers)) = &before {
             self.caution.settled(referrers, was_slow, answered);
+            self.may_believe |= answered;
         }
         before
     }
@@ -271,9 +270,23 @@ impl<T> Search<T> {
         }
     }
 
+    /// Puts nodes in line that were put aside, and one who named them is believed by now: where all answers
+    /// are late for a while, everybody is doubted for a while.
+    fn believe_again(&mut self) {
+        if !std::mem::take(&mut self.may_believe) || self.doubted.is_empty() {
+            return;
+        }
+        let believed: Vec<SocketAddrV4> =
+            self.doubted.iter().copied().filter(|node| self.is_believed(*node)).collect();
+        for address in believed {
+            self.doubted.remove(&address);
+            self.pending.insert(distance(&node_id(address), &self.target), address);
+        }
+    }
+
     /// Whether the query gets on without the nodes that are doubted.
     fn has_choice(&self) -> bool {
-        self.closest.len() >= K || self.in_flight > self.slow.len() || !self.pending.is_empty()
+        self.closest.is_full() || self.in_flight > self.slow.len() || !self.pending.is_empty()
     }
 
     /// A node that was put aside, once there is nothing better.
@@ -288,42 +301,9 @@ impl<T> Search<T> {
         Some(best)
     }
 
-    fn is_closer(&self, id: &NodeId) -> bool {
-        match self.closest.get(K - 1) {
-            Some(last) => distance(id, &self.target) < last.distance,
-            None => true,
-        }
-    }
-
-    /// Whether a node may be asked: there were not too many, and it is closer than the nodes of its block
-    /// that answered, if these are as many as count.
+    /// Whether a node may be asked: there were not too many, and its answer would count.
     fn is_welcome(&self, id: &NodeId, address: SocketAddrV4) -> bool {
-        if !self.caution.allows(address) {
-            return false;
-        }
-        let Some(block) = NetworkBlock::of(*address.ip()) else { return true };
-        let mut ranked = self.closest.iter().filter(|ranked| ranked.block == Some(block));
-        match ranked.nth(MAX_PER_BLOCK - 1) {
-            Some(last) => distance(id, &self.target) < last.distance,
-            None => true,
-        }
-    }
-
-    fn rank(&mut self, id: NodeId, address: SocketAddrV4, reply: T) {
-        let (distance, block) = (distance(&id, &self.target), NetworkBlock::of(*address.ip()));
-        match self.closest.binary_search_by_key(&distance, |ranked| ranked.distance) {
-            Ok(_) => {}
-            Err(index) => {
-                self.closest.insert(index, Ranked { block, distance, reply });
-                let of_block = |ranked: &Ranked<T>| block.is_some() && ranked.block == block;
-                if self.closest.iter().filter(|ranked| of_block(ranked)).count() > MAX_PER_BLOCK
-                    && let Some(last) = self.closest.iter().rposition(of_block)
-                {
-                    self.closest.remove(last);
-                }
-                self.closest.truncate(K);
-            }
-        }
+        self.caution.allows(address) && self.closest.would_keep(id, address)
     }
 }
 
@@ -415,7 +395,42 @@ mod tests {
             search.answered(node, Some(node_id(node)), false, &named, 0);
         }
         assert!(asked.iter().all(|node| !lies.contains(node)), "{asked:?}");
-        assert_eq!(search.closest.len(), K);
+        assert!(search.closest.is_full());
+    }
+
+    #[test]
+    fn a_doubted_node_is_asked_once_whoever_named_it_is_believed_again() {
+        let mut search = search();
+        let late = address(0);
+        let _ = search.add(late, None);
+        assert_eq!(search.next(), Step::Visit(late));
+        let mut named: Vec<SocketAddrV4> = (1..60).map(address).collect();
+        named.sort_by_key(|node| distance(&node_id(*node), &[7; 32]));
+        let (nearest, others) = named.split_at(30);
+        search.answered(late, Some(node_id(late)), false, nearest, late.port());
+        search.set_concurrency(3);
+        // The answers of the first three are late, so that the others are put aside.
+        let asked: Vec<SocketAddrV4> = std::iter::from_fn(|| match search.next() {
+            Step::Visit(node) => Some(node),
+            _ => None,
+        })
+        .take(3)
+        .collect();
+        asked.iter().for_each(|node| search.slow(*node));
+        others.iter().for_each(|node| _ = search.add(*node, None));
+        let mut visited: Vec<SocketAddrV4> = Vec::new();
+        while visited.len() < K
+            && let Step::Visit(node) = search.next()
+        {
+            visited.push(node);
+            search.answered(node, Some(node_id(node)), false, &[], 0);
+        }
+        assert!(visited.iter().all(|node| others.contains(node)), "{visited:?}");
+        for node in &asked {
+            search.answered(*node, Some(node_id(*node)), false, &[], 0);
+        }
+        let Step::Visit(node) = search.next() else { panic!("they stay put aside") };
+        assert!(nearest.contains(&node), "{node}");
     }
 
     #[test]
@@ -443,49 +458,6 @@ mod tests {
         assert_eq!(asked.len(), CONCURRENCY);
         search.slow(asked[0]);
         assert!(matches!(search.next(), Step::Visit(_)));
-    }
-
-    /// Addresses, those closest to the target of [`search`] first.
-    fn by_distance(mut nodes: Vec<SocketAddrV4>) -> Vec<SocketAddrV4> {
-        nodes.sort_by_key(|node| distance(&node_id(*node), &[7; 32]));
-        nodes
-    }
-
-    #[test]
-    fn one_host_with_all_its_ports_cannot_surround_a_target() {
-        let liar = |port| SocketAddrV4::new([20, 6, 6, 6].into(), port);
-        let liars = by_distance((1..20_000).map(liar).collect());
-        let honest: Vec<SocketAddrV4> =
-            (0..60).map(|index| SocketAddrV4::new([20, 1, index, 1].into(), 1000)).collect();
-        let mut search = Search::new([7; 32], [0; 32], true);
-        for node in liars[..K].iter().chain(&honest[..3]) {
-            let _ = search.add(*node, None);
-        }
-        let mut visits = 0;
-        while let Step::Visit(node) = search.next() {
-            visits += 1;
-            // Liars name only each other, the farthest first, so that the next is always closer.
-            let lie: Vec<_> = liars.iter().rev().skip(visits * K).take(K).copied().collect();
-            let closer = if node.ip().octets()[1] == 6 { &lie } else { &honest };
-            search.answered(node, Some(node_id(node)), false, closer, node);
-        }
-        assert!(visits <= honest.len() + 4 * MAX_PER_BLOCK, "{visits}");
-        let closest = search.into_closest();
-        let liars = closest.iter().filter(|node| node.ip().octets()[1] == 6).count();
-        assert_eq!((closest.len(), liars), (K, MAX_PER_BLOCK));
-    }
-
-    #[test]
-    fn a_network_that_is_one_block_is_still_searched() {
-        let all: Vec<SocketAddrV4> =
-            (1..100).map(|host| SocketAddrV4::new([20, 1, 7, host].into(), 1000)).collect();
-        let mut search = Search::new([7; 32], [0; 32], true);
-        let _ = search.add(all[0], None);
-        let all = by_distance(all);
-        while let Step::Visit(node) = search.next() {
-            search.answered(node, Some(node_id(node)), false, &all, node);
-        }
-        assert_eq!(search.into_closest(), all[..MAX_PER_BLOCK]);
     }
 
     #[test]

@@ -8,8 +8,9 @@ use crate::udx::stream::CloseReason;
 
 /// A side that was silent for so long is asked whether it lives.
 const SILENCE: Duration = Duration::from_secs(4);
-/// Earlier when it was sending: its address may have changed, and only a packet from there can tell.
-const SILENCE_AFTER_DATA: Duration = Duration::from_secs(2);
+/// Earlier when something was on its way, from here or there: an address may have changed, and only a
+/// packet from there can tell.
+const SILENCE_AMID_DATA: Duration = Duration::from_secs(1);
 /// And again after so long.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// It is dead after so long without any answer, at least so many times asked.
@@ -22,29 +23,49 @@ const WINDOW_PROBE_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Liveness {
     heard_at: Instant,
+    first_asked_at: Instant,
     asked_at: Instant,
     asked: u32,
     was_data: bool,
+    /// The first question is overdue.
+    is_overdue: bool,
 }
 
 impl Liveness {
     pub(super) const fn new(now: Instant) -> Self {
-        Self { heard_at: now, asked_at: now, asked: 0, was_data: false }
+        Self {
+            heard_at: now,
+            first_asked_at: now,
+            asked_at: now,
+            asked: 0,
+            was_data: false,
+            is_overdue: false,
+        }
     }
 
     pub(super) const fn heard(&mut self, now: Instant, is_data: bool) {
         self.heard_at = now;
         self.asked = 0;
+        self.is_overdue = false;
         self.was_data = is_data;
+    }
+
+    const fn asked_now(&mut self, now: Instant) {
+        if self.asked == 0 {
+            self.first_asked_at = now;
+        }
+        self.asked += 1;
+        self.asked_at = now;
     }
 
     pub(super) fn is_silent(&self, now: Instant, since: Duration) -> bool {
         now.saturating_duration_since(self.heard_at) >= since
     }
 
-    fn deadline(&self) -> Instant {
+    /// When to ask next. `is_unanswered`: what was sent was not acknowledged in time.
+    fn deadline(&self, is_unanswered: bool) -> Instant {
         match self.asked {
-            0 if self.was_data => self.heard_at + SILENCE_AFTER_DATA,
+            0 if self.was_data || is_unanswered => self.heard_at + SILENCE_AMID_DATA,
             0 => self.heard_at + SILENCE,
             _ => self.asked_at + ASK_EVERY,
         }
@@ -64,12 +85,23 @@ impl Machine {
                 self.pace_at,
                 self.detached_until,
                 self.moving.as_ref().map(|moving| moving.next_at),
-                Some(self.liveness.deadline()),
+                Some(self.liveness.deadline(self.is_unanswered())),
             ]
             .into_iter()
             .flatten()
             .min(),
         }
+    }
+
+    /// Whether the other side was asked whether it lives, and the answer is overdue. That ends when it is
+    /// heard.
+    #[must_use]
+    pub const fn is_silent(&self) -> bool {
+        self.liveness.is_overdue
+    }
+
+    const fn is_unanswered(&self) -> bool {
+        self.recovery.timeouts() > 0
     }
 
     /// Does what is due at `now`.
@@ -155,7 +187,7 @@ impl Machine {
     }
 
     fn check_liveness(&mut self, now: Instant) {
-        if self.liveness.deadline() > now {
+        if self.liveness.deadline(self.is_unanswered()) > now {
             return;
         }
         // Slow paths get the time their retransmissions need.
@@ -166,8 +198,9 @@ impl Machine {
             self.close(now, CloseReason::TimedOut);
         } else {
             self.heartbeat_due = true;
-            self.liveness.asked += 1;
-            self.liveness.asked_at = now;
+            let answered_by = self.liveness.first_asked_at + ASK_EVERY.max(self.recovery.rtt.rto());
+            self.liveness.is_overdue = self.liveness.asked > 0 && answered_by <= now;
+            self.liveness.asked_now(now);
         }
     }
 }
