@@ -274,7 +274,7 @@ impl Peer {
         };
         let bytes = data.block.as_ref().map_or(0, |block| block.value.len() as u64);
         self.on_answer(&outstanding, bytes, now);
-        if data.fork != outstanding.fork || self.is_stale(&outstanding, core) {
+        if self.is_stale(&outstanding, core) {
             self.settle(request, outstanding.asked, false, downloads);
             return Ok(Vec::new());
         }
@@ -298,14 +298,15 @@ impl Peer {
         if wrong {
             return Err(Violation::WrongAnswer);
         }
-        let complete = match outstanding.asked {
-            Asked::Block { .. } => data.block.is_some(),
-            Asked::Upgrade { .. } | Asked::Check { .. } | Asked::Fork { .. } => {
-                data.upgrade.is_some()
-            }
-            Asked::Path { .. } => data.hash.is_some(),
-            Asked::Manifest => data.manifest.is_some(),
-        };
+        let complete = data.fork == outstanding.fork
+            && match outstanding.asked {
+                Asked::Block { .. } => data.block.is_some(),
+                Asked::Upgrade { .. } | Asked::Check { .. } | Asked::Fork { .. } => {
+                    data.upgrade.is_some()
+                }
+                Asked::Path { .. } => data.hash.is_some(),
+                Asked::Manifest => data.manifest.is_some(),
+            };
         if !complete {
             self.refuse(request, &outstanding, downloads);
             return Ok(Vec::new());
