@@ -289,6 +289,50 @@ async fn a_log_written_twice_is_noticed_at_first_contact_by_whoever_can() {
 }
 
 #[tokio::test]
+async fn a_writer_set_back_to_before_a_cut_hears_of_the_later_fork() {
+    let (a, core, b, older) = written_twice(5, 5).await;
+    core.truncate(3, None).await.unwrap();
+    append(&core, 4).await;
+    let reader = Node::new();
+    let copy = reader.fetch(core.key());
+    link(&a, &reader).await;
+    at_fork(copy.core(), 1, 7).await;
+    assert_eq!(written_elsewhere(&b, link(&b, &reader)).await, 7);
+    assert_eq!((older.fork(), older.length()), (0, 5));
+}
+
+/// Waits until a copy is whole at a fork.
+async fn at_fork(core: &Core, fork: u64, length: u64) {
+    let mut changes = core.subscribe();
+    let done = changes.wait_for(|state| {
+        (state.fork, state.length, state.contiguous_length) == (fork, length, length)
+    });
+    timeout(PATIENCE, done).await.unwrap_or_else(|_| panic!("{:?}", core.state())).unwrap();
+}
+
+#[tokio::test]
+async fn readers_follow_forks_with_several_peers_and_pass_them_on() {
+    let (writer, middle, end) = (Node::new(), Node::new(), Node::new());
+    let core = writer.writer(200).await;
+    writer.serve(&core);
+    let (copy, last) = (middle.fetch(core.key()), end.fetch(core.key()));
+    for (a, b) in [(&writer, &middle), (&middle, &end), (&end, &writer)] {
+        link(a, b).await;
+    }
+    whole(last.core(), 200).await;
+    for (fork, cut) in (1..).zip([199, 64, 63, 100, 100, 0, 7]) {
+        let cut = core.length().min(cut);
+        core.truncate(cut, None).await.unwrap();
+        append(&core, 90).await;
+        for copy in [&copy, &last] {
+            at_fork(copy.core(), fork, cut + 90).await;
+            assert_eq!(copy.core().tree_hash(), core.tree_hash());
+            whole(copy.core(), cut + 90).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_honest_reader_is_no_second_writer() {
     let (writer, reader) = (Node::new(), Node::new());
     let core = writer.writer(7).await;

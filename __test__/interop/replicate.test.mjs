@@ -11,14 +11,14 @@ import { test } from 'node:test'
 
 import b4a from 'b4a'
 import c from 'compact-encoding'
-import Corestore from 'corestore'
 import hypercoreCrypto from 'hypercore-crypto'
 import Hypercore from 'hypercore'
 import Protomux from 'protomux'
 import NoiseStream from '@hyperswarm/secret-stream'
 import sodium from 'sodium-universal'
 
-import { root, startInterop, temporaryDirectory, until, within } from './support.mjs'
+import { corestore, dial, digestOf, download, entries, ours } from './replication.mjs'
+import { root, temporaryDirectory, until, within } from './support.mjs'
 
 /** A book from the shared library, or random bytes of about the same size. */
 async function book(t) {
@@ -30,42 +30,6 @@ async function book(t) {
   return path
 }
 
-/** Our program, listening. */
-async function ours(t) {
-  const program = startInterop(t, ['replicate'])
-  const { port } = await program.next('listening')
-  const command = (command, fields = {}) => program.send({ command, ...fields })
-  return {
-    program,
-    port,
-    async core(how, name, fields = {}) {
-      command(how, { name, ...fields })
-      return program.next((line) => line.event === 'core' && line.name === name)
-    },
-    async append(name, count, fields = {}) {
-      command('append', { name, count, ...fields })
-      return program.next((line) => line.event === 'appended' && line.name === name)
-    },
-    async synced(name, length) {
-      command('wait', { name, length })
-      return program.next((line) => line.event === 'synced' && line.name === name)
-    },
-    async digest(name) {
-      command('digest', { name })
-      return program.next((line) => line.event === 'digest' && line.name === name)
-    },
-    command
-  }
-}
-
-/** A corestore on disk that ends with the test. */
-async function corestore(t) {
-  const store = new Corestore(await temporaryDirectory(t))
-  await store.ready()
-  t.after(() => store.close())
-  return store
-}
-
 /** A core whose key is its signer's key, as before manifests. */
 async function compatCore(t) {
   const options = { keyPair: hypercoreCrypto.keyPair(), compat: true }
@@ -73,44 +37,6 @@ async function compatCore(t) {
   t.after(() => core.close())
   return core
 }
-
-/** Replicates `store`, or one core, with the program on `port`; `end()` cuts the connection. */
-async function dial(t, store, port, initiator = true) {
-  const socket = net.connect(port, '127.0.0.1')
-  socket.setNoDelay(true)
-  const stream = new NoiseStream(initiator, socket)
-  stream.on('error', () => {})
-  const closed = new Promise((resolve) => stream.once('close', resolve))
-  store.replicate(stream)
-  await within(stream.opened, 'the secret stream')
-  const end = () => {
-    stream.destroy()
-    return closed
-  }
-  t.after(end)
-  return { stream, closed, end }
-}
-
-/** What `digest` of our program prints, over a JavaScript core. */
-async function digestOf(core) {
-  let digest = b4a.alloc(32)
-  for (let i = 0; i < core.length; i++) {
-    const next = b4a.alloc(32)
-    sodium.crypto_generichash(next, await core.get(i), digest)
-    digest = next
-  }
-  return b4a.toString(digest, 'hex')
-}
-
-/** Downloads all of a JavaScript core up to `length`. */
-async function download(core, length) {
-  await until(() => core.length >= length, `length ${length}, at ${core.length}`)
-  await within(core.download({ start: 0, end: length }).done(), `download of ${length}`)
-  await until(() => core.contiguousLength >= length, `contiguous length ${length}`)
-}
-
-const entries = (count, first = 0) =>
-  Array.from({ length: count }, (_, i) => b4a.from(`entry ${first + i} `.padEnd(100, '.')))
 
 for (const compat of [false, true]) {
   const kind = compat ? 'a compat' : 'a default'

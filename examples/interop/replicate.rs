@@ -5,6 +5,8 @@
 //! - `create {name, compat?}`, `static {name, path}`, `open {name, key, path?, download?}`: a core,
 //!   answered by `core {name, key, length}`; `add {name}` replicates one made with `later: true`.
 //! - `append {name, count, size?, prefix?}` → `appended {name, length}`
+//! - `truncate {name, length}` → `truncated {name, fork, length}`
+//! - `wait-fork {name, fork, length}` → `forked {name}`, once it is at that fork and length and whole
 //! - `wait {name, length}` → `synced {name, length, elapsed_ms}`
 //! - `digest {name}` → `digest {name, length, bytes, digest}` over all blocks
 //! - `peers {name}` → `peers {name, peers}`
@@ -176,6 +178,25 @@ impl Program {
                 });
                 let length = core.append(blocks.collect()).await?;
                 print(json!({"event": "appended", "name": name, "length": length}));
+            }
+            "truncate" => {
+                let core = self.named(&name)?.core;
+                let fork = core.truncate(number("length").unwrap_or(0), None).await?;
+                print(json!({"event": "truncated", "name": name, "fork": fork,
+                    "length": core.length()}));
+            }
+            "wait-fork" => {
+                let core = self.named(&name)?.core;
+                let (fork, length) = (number("fork"), number("length"));
+                let mut changes = core.subscribe();
+                changes
+                    .wait_for(|state| {
+                        Some(state.fork) == fork
+                            && Some(state.length) == length
+                            && state.contiguous_length == state.length
+                    })
+                    .await?;
+                print(json!({"event": "forked", "name": name}));
             }
             "wait" => {
                 let (core, length) = (self.named(&name)?.core, number("length").unwrap_or(0));

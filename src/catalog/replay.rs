@@ -1,6 +1,7 @@
 //! Follows a feed: every new entry goes into the view, in batches, from where the last run stopped.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,11 +35,14 @@ pub(super) struct Replay {
     core: Core,
     events: Events,
     feed: Arc<Mutex<Feed>>,
+    /// The fork that the feed is replayed at.
+    fork: Arc<AtomicU64>,
 }
 
 impl Replay {
     pub(super) fn new(database: Database, core: Core, events: Events, feed: Feed) -> Self {
-        Self { database, core, events, feed: Arc::new(Mutex::new(feed)) }
+        let fork = Arc::new(AtomicU64::new(core.fork()));
+        Self { database, core, events, feed: Arc::new(Mutex::new(feed)), fork }
     }
 
     /// The feed as the view has it.
@@ -78,17 +82,34 @@ impl Replay {
     /// Replays every entry that is here. Cancelled, it may have replayed some.
     pub(super) async fn catch_up(&self) -> Result<(), CatalogError> {
         let mut feed = self.feed.lock().await;
+        let fork = self.core.fork();
+        if self.fork.load(Ordering::Relaxed) != fork {
+            // The commit that stores the fork empties the view of the one before.
+            self.core.flush().await?;
+            let server = feed.server;
+            let emptied = self.database.read(|connection| view::feed(connection, &server))?;
+            *feed = emptied.ok_or(CatalogError::Moved)?;
+            self.fork.store(fork, Ordering::Relaxed);
+        }
         let mut reported = Instant::now();
         let mut changed = false;
-        let mut batch = self.read(feed.position)?;
+        let mut batch = self.read(feed.position, fork)?;
         while !batch.is_empty() {
             let (number, from) = (feed.number, feed.position);
             let after = from + batch.len() as u64;
+            let core = self.core.clone();
             let write = self.database.write_with(Durability::Process, move |transaction| {
+                if core.fork() != fork {
+                    return Err(CatalogError::Moved);
+                }
                 view::apply(transaction, number, from, &batch, now_ms())
             });
             // The next batch is read while the writer thread works on this one.
-            let (written, next) = tokio::join!(write, async { self.read(after) });
+            let (written, next) = tokio::join!(write, async { self.read(after, fork) });
+            if self.core.fork() != fork && matches!(written, Err(CatalogError::Moved)) {
+                // The change is heard of, and the new fork replayed, in the next turn.
+                return Ok(());
+            }
             *feed = written?;
             batch = next?;
             changed = true;
@@ -103,12 +124,16 @@ impl Replay {
         Ok(())
     }
 
-    fn read(&self, from: u64) -> Result<Vec<Step>, CatalogError> {
+    /// The next entries of a fork; none when the core is at another by now.
+    fn read(&self, from: u64, fork: u64) -> Result<Vec<Step>, CatalogError> {
         let end = self.core.length().min(from.saturating_add(BATCH_ENTRIES));
         if end <= from {
             return Ok(Vec::new());
         }
         let blocks: Vec<Bytes> = self.core.range(from..end, BATCH_BYTES)?;
+        if self.core.fork() != fork {
+            return Ok(Vec::new());
+        }
         Ok(blocks.iter().map(|block| Step::read(block)).collect())
     }
 

@@ -126,6 +126,25 @@ impl Bitfield {
         true
     }
 
+    /// Removes every block from `length` on.
+    pub fn truncate(&mut self, length: u64) {
+        let boundary = length.div_ceil(PAGE_BITS);
+        for page in self.pages.split_off(&boundary).values() {
+            self.count -= page.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+        }
+        if !length.is_multiple_of(PAGE_BITS)
+            && let Some(page) = self.pages.get_mut(&(length / PAGE_BITS))
+        {
+            let first = (length % PAGE_BITS / 64) as usize;
+            for (at, word) in page.iter_mut().enumerate().skip(first) {
+                let kept = if at == first { (1 << (length % 64)) - 1 } else { 0 };
+                self.count -= u64::from((*word & !kept).count_ones());
+                *word &= kept;
+            }
+        }
+        self.contiguous = self.contiguous.min(length);
+    }
+
     /// The first block at or after `from` that is missing.
     #[must_use]
     pub fn next_missing(&self, from: u64) -> u64 {
@@ -195,7 +214,7 @@ mod tests {
     proptest! {
         #[test]
         fn it_behaves_as_a_set(
-            steps in prop::collection::vec((0u64..40_000, 0u64..300, 0u8..3), 0..60),
+            steps in prop::collection::vec((0u64..40_000, 0u64..300, 0u8..4), 0..60),
             probe in 0u64..40_000,
         ) {
             let (mut bits, mut set) = (Bitfield::default(), BTreeSet::new());
@@ -206,7 +225,11 @@ mod tests {
                         bits.insert_range(start, start + length);
                         set.extend(start..start + length);
                     }
-                    _ => prop_assert_eq!(bits.remove(start % 500), set.remove(&(start % 500))),
+                    2 => prop_assert_eq!(bits.remove(start % 500), set.remove(&(start % 500))),
+                    _ => {
+                        bits.truncate(start);
+                        set.retain(|index| *index < start);
+                    }
                 }
             }
             prop_assert_eq!(bits.count(), set.len() as u64);

@@ -30,6 +30,9 @@ pub enum CoreError {
     /// Appending needs the key pair of the core's one signer.
     #[error("the core is not writable here")]
     NotWritable,
+    /// The log cannot be cut so.
+    #[error("the log cannot be truncated: {0}")]
+    Truncation(&'static str),
     /// A block above [`super::storage::MAX_BLOCK_BYTES`], or an empty file, which has no block.
     #[error("a block has {0} bytes; 1 to 15 MiB are allowed")]
     BlockSize(usize),
@@ -88,7 +91,7 @@ impl From<CoreError> for Error {
             CoreError::Closed => return Self::closed(),
             CoreError::AlreadyOpen | CoreError::Exists => ErrorCode::InvalidState,
             CoreError::ManifestMismatch | CoreError::Manifest(_) => ErrorCode::InvalidKey,
-            CoreError::NotWritable => ErrorCode::InvalidState,
+            CoreError::NotWritable | CoreError::Truncation(_) => ErrorCode::InvalidState,
             CoreError::BlockSize(_) | CoreError::TooLong => ErrorCode::LimitExceeded,
             CoreError::InvalidRequest(_) => ErrorCode::Protocol,
             CoreError::MissingNode(_)
@@ -114,7 +117,7 @@ pub enum ApplyError {
     /// A local failure; the data may be asked for again.
     #[error(transparent)]
     Core(#[from] CoreError),
-    /// The data is about another fork. Reorganizations are not supported yet.
+    /// The data is about another fork.
     #[error("the data is about fork {theirs}, this core is at fork {ours}")]
     Fork {
         /// This core's fork.

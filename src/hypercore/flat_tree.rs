@@ -76,6 +76,22 @@ pub const fn length_through(index: u64) -> u64 {
     right_span(index) / 2 + 1
 }
 
+/// Whether every leaf below `index` is one of the first `length`.
+#[must_use]
+pub const fn is_within(index: u64, length: u64) -> bool {
+    right_span(index) / 2 < length
+}
+
+/// The nodes that stand before block `length` and have blocks from there on below them: what else than
+/// the nodes from `2 * length` on goes when a log is cut to `length`.
+pub fn straddling(length: u64) -> impl Iterator<Item = u64> {
+    let head = 2 * length;
+    // Above level 52 a node that begins at 0 would stand behind every index there is.
+    (1..53u32)
+        .map(move |level| (length >> level << (level + 1)) + (1 << level) - 1)
+        .filter(move |index| *index < head && !is_within(*index, length))
+}
+
 /// The nodes that, together with the roots of the first `from` blocks, give the roots of the first
 /// `to` (`upgradeProof` in npm `hypercore/lib/merkle-tree.js`).
 #[must_use]

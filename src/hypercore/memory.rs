@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
-use super::bitfield::Page;
+use super::bitfield::{Bitfield, Page};
+use super::flat_tree;
 use super::messages::Node;
 use super::storage::{
     Commit, Committing, CoreStorage, Header, Result, Storage, StorageError, StorageErrorKind,
@@ -168,6 +169,13 @@ impl CoreStorage for Place {
         let mut stored = lock(&self.stored);
         if let Some(header) = &commit.header {
             stored.header = Some(header.clone());
+        }
+        if let Some(length) = commit.truncate {
+            stored.nodes.retain(|index, _| flat_tree::is_within(*index, length));
+            stored.blocks.retain(|index, _| *index < length);
+            let mut bits = Bitfield::from_pages(std::mem::take(&mut stored.pages));
+            bits.truncate(length);
+            stored.pages.extend(bits.into_pages());
         }
         stored.nodes.extend(commit.nodes.iter().map(|node| (node.index, *node)));
         stored.blocks.extend(commit.blocks.iter().cloned());

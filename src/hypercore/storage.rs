@@ -91,6 +91,9 @@ pub struct Header {
 pub struct Commit {
     /// The new header, when it changed.
     pub header: Option<Header>,
+    /// Before anything else of the commit: everything is forgotten that is about this block or a later
+    /// one, which is to say the blocks, their bits, and every tree node above any of them.
+    pub truncate: Option<u64>,
     /// New tree nodes, by index. Shared, because those of a large book take megabytes.
     pub nodes: Arc<Vec<Node>>,
     /// New blocks, in order.

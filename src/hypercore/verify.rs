@@ -40,7 +40,7 @@ pub(super) fn verify(
 
 /// The root that a block, hash and seek lead to, computed from the leaf up; the nodes on the way go
 /// into `found`.
-fn below(
+pub(super) fn below(
     data: &Data,
     leaf: Option<Node>,
     found: &mut Vec<Found>,

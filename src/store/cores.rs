@@ -209,7 +209,8 @@ impl CoreStorage for Place {
     fn commit(&self, commit: Arc<Commit>) -> Committing {
         let (shared, key) = (Arc::clone(&self.shared), self.discovery_key);
         let (known, ahead) = (Arc::clone(&self.id), Arc::clone(&self.ahead));
-        let removes = !commit.removed_blocks.is_empty();
+        let removes = commit.truncate.is_some() || !commit.removed_blocks.is_empty();
+        let truncates = commit.truncate.is_some();
         let durability = match commit.survives {
             Survives::Process => Durability::Process,
             Survives::Power => Durability::Power,
@@ -220,7 +221,13 @@ impl CoreStorage for Place {
             };
             let (id, pages) = shared.database.write_with(durability, write).await?;
             // Not before it is committed, or a reader could put the old page back.
-            lock(&shared.cache).insert_written(id, pages);
+            {
+                let mut cache = lock(&shared.cache);
+                if truncates {
+                    cache.forget(id);
+                }
+                cache.insert_written(id, pages);
+            }
             known.store(id, Ordering::Relaxed);
             if removes {
                 let mut ahead = lock(&ahead);

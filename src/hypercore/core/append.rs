@@ -135,6 +135,7 @@ fn sign(inner: &Inner, blocks: &[Bytes]) -> Result<Signed, CoreError> {
     nodes.sort_unstable_by_key(|node| node.index);
     let commit = Commit {
         header: Some(header),
+        truncate: None,
         nodes: Arc::new(nodes),
         blocks: (start..).zip(blocks.iter().cloned()).collect(),
         removed_blocks: Vec::new(),

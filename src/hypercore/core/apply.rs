@@ -52,7 +52,12 @@ impl Core {
             return Err(failure.into());
         }
         let prologue = known.as_ref().and_then(|known| known.manifest.prologue);
-        let batch = verify(data, leaf, Roots::clone(&roots), prologue.as_ref(), inner)?;
+        let batch = verify(data, leaf, Roots::clone(&roots), prologue.as_ref(), inner);
+        // Cut meanwhile, it may have been compared with the nodes of another fork.
+        let batch = batch.map_err(|error| match self.fork() {
+            ours if ours == fork => error,
+            ours => ApplyError::Fork { ours, theirs: data.fork },
+        })?;
         let manifest = self.check_manifest(data, known.as_ref(), batch.upgraded)?;
         if batch.upgraded {
             let manifest = manifest.as_ref().or(known.as_ref()).ok_or(ApplyError::Manifest)?;
@@ -65,6 +70,9 @@ impl Core {
         let found = self.new_nodes(&batch.found)?;
         let mut state = lock(&inner.state);
         state.check()?;
+        if state.fork != fork {
+            return Err(ApplyError::Fork { ours: state.fork, theirs: data.fork });
+        }
         Ok(self.take_over(&mut state, data, batch, &found, manifest, block))
     }
 
@@ -80,7 +88,7 @@ impl Core {
     }
 
     /// The manifest that becomes known with `data`, if any.
-    fn check_manifest(
+    pub(super) fn check_manifest(
         &self,
         data: &Data,
         known: Option<&Known>,

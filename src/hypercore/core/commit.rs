@@ -178,6 +178,7 @@ fn commit_of(inner: &Inner, state: &State, pending: &Pending, survives: Survives
     Commit {
         // A commit of nothing would not be synced, nor would those before it.
         header: (pending.header || survives == Survives::Power).then(|| state.header(&inner.key)),
+        truncate: pending.truncate,
         nodes: Arc::new(nodes),
         blocks: if in_file {
             Vec::new()

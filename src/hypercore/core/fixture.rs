@@ -47,7 +47,8 @@ pub(super) fn upgrade(start: u64, length: u64) -> Request {
 /// Asks for a block as `reader` would.
 pub(super) fn request(reader: &Core, index: u64) -> Request {
     let nodes = reader.missing_nodes(2 * index).unwrap();
-    Request { id: 1, block: Some(RequestNode { index, nodes }), ..Request::default() }
+    let (fork, block) = (reader.fork(), Some(RequestNode { index, nodes }));
+    Request { id: 1, fork, block, ..Request::default() }
 }
 
 pub(super) fn proof(source: &Core, request: &Request) -> Data {
@@ -58,7 +59,8 @@ pub(super) fn proof(source: &Core, request: &Request) -> Data {
 pub(super) fn download(reader: &Core, source: &Core) {
     let missing = source.length() - reader.length();
     if missing > 0 {
-        reader.apply(&proof(source, &upgrade(reader.length(), missing))).unwrap();
+        let asked = Request { fork: reader.fork(), ..upgrade(reader.length(), missing) };
+        reader.apply(&proof(source, &asked)).unwrap();
     }
     for index in 0..source.length() {
         if !reader.has(index) {

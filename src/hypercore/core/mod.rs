@@ -8,7 +8,9 @@ mod commit;
 mod fixture;
 mod open;
 mod read;
+mod reorg;
 mod state;
+mod truncate;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use crate::crypto::{Hash, KeyPair};
 
 pub(super) use check::CancelOnDrop;
 pub use check::Verified;
+pub(super) use reorg::{Path, Reorg};
 
 /// A log. Clones share it.
 ///
@@ -171,7 +174,14 @@ impl Core {
         self.state().fork
     }
 
-    /// Whether [`Core::append`] can work.
+    /// How many blocks the log surely has in common with what it was at an earlier fork; the last few
+    /// forks since it was opened are remembered.
+    #[must_use]
+    pub fn common_since(&self, fork: u64) -> u64 {
+        self.locked(|state| state.common_since(fork))
+    }
+
+    /// Whether [`Core::append`] and [`Core::truncate`] can work.
     #[must_use]
     pub fn writable(&self) -> bool {
         self.inner.writer.is_some() && self.inner.file.is_none()

@@ -1,5 +1,6 @@
 //! Opening and making cores.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Notify, watch};
@@ -157,6 +158,8 @@ fn load(
         failure: None,
         closed: false,
         applied_here: 0,
+        truncating: None,
+        cuts: VecDeque::new(),
     };
     let Some(header) = header else { return Ok(state) };
     if header.key != *key {
@@ -201,6 +204,7 @@ fn whole(tree: &StaticTree) -> Commit {
             signature: None,
         }),
         nodes: Arc::clone(&tree.nodes),
+        truncate: None,
         blocks: Vec::new(),
         removed_blocks: Vec::new(),
         pages: bits.into_pages().collect(),

@@ -20,29 +20,51 @@ impl Core {
     /// A block, or `None` when it is not here. It is checked against the tree, so damage is an error:
     /// [`CoreError::MissingBlock`], [`CoreError::CorruptBlock`] or [`CoreError::FileChanged`].
     pub fn get(&self, index: u64) -> Result<Option<Bytes>, CoreError> {
-        let Some((block, leaf)) = self.unchecked(index)? else { return Ok(None) };
-        if let Some(leaf) = leaf {
-            self.inner.check_leaf(index, &block, &leaf)?;
+        self.steady(|| {
+            let Some((block, leaf)) = self.unchecked(index)? else { return Ok(None) };
+            if let Some(leaf) = leaf {
+                self.inner.check_leaf(index, &block, &leaf)?;
+            }
+            Ok(Some(block))
+        })
+    }
+
+    /// Reads again when the log was cut meanwhile: what was read may be half of one fork and half of
+    /// the other.
+    fn steady<T>(&self, read: impl Fn() -> Result<T, CoreError>) -> Result<T, CoreError> {
+        let look = || self.locked(|state| (state.fork, state.truncating));
+        let mut before = look();
+        loop {
+            let outcome = read();
+            let now = look();
+            if now == before || outcome.is_ok() && now.0 == before.0 {
+                return outcome;
+            }
+            before = now;
         }
-        Ok(Some(block))
     }
 
     /// Blocks from the start of `range`, up to the first that is not here, its end, or `max_bytes`
     /// (but at least one). Checked as in [`Core::get`].
     pub fn range(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Bytes>, CoreError> {
+        self.steady(|| self.range_now(range.clone(), max_bytes))
+    }
+
+    fn range_now(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Bytes>, CoreError> {
         let end = self.locked(|state| {
             state.check()?;
-            Ok::<_, CoreError>(range.end.min(state.bits.next_missing(range.start)))
+            let end = range.end.min(state.bits.next_missing(range.start));
+            Ok::<_, CoreError>(end.min(state.truncating.unwrap_or(end)))
         })?;
         let mut out: Vec<Bytes> = Vec::new();
         let mut left = max_bytes;
         let mut at = range.start;
         while at < end && (left > 0 || out.is_empty()) {
-            let pending = self.locked(|state| state.block(at));
-            let blocks = match pending {
+            let (unsaved, stored_end) = self.locked(|state| (state.block(at), state.stored_end()));
+            let blocks = match unsaved {
                 Some(block) => vec![(at, block)],
                 None if self.inner.file.is_some() => vec![(at, self.inner.stored_block(at)?)],
-                None => self.inner.storage.blocks(at, end, left)?,
+                None => self.inner.storage.blocks(at, end.min(stored_end), left)?,
             };
             let before = at;
             for (index, block) in blocks {
@@ -76,6 +98,13 @@ impl Core {
 
     /// [`Core::prove`] for many requests; their blocks are read together and hashed side by side.
     pub fn prove_all(&self, requests: &[Request]) -> Vec<Result<Option<Data>, CoreError>> {
+        let fork = self.fork();
+        let answers = self.prove_now(requests);
+        // Cut meanwhile, a proof may be half of one fork and half of the other.
+        if self.fork() == fork { answers } else { requests.iter().map(|_| Ok(None)).collect() }
+    }
+
+    fn prove_now(&self, requests: &[Request]) -> Vec<Result<Option<Data>, CoreError>> {
         let mut answers: Vec<_> = requests.iter().map(|request| self.outline(request)).collect();
         let mut stored = Vec::new();
         for (at, answer) in answers.iter_mut().enumerate() {
@@ -112,7 +141,8 @@ impl Core {
         let (fork, roots, signature, known, has, whole) = {
             let state = lock(&inner.state);
             state.check()?;
-            let has = request.block.is_none_or(|block| state.bits.has(block.index));
+            let has = request.block.is_none_or(|block| state.bits.has(block.index))
+                && state.truncating.is_none();
             let whole = state.bits.contiguous() >= state.roots.length;
             let roots = Arc::clone(&state.roots);
             (state.fork, roots, state.signature.clone(), state.manifest.clone(), has, whole)
@@ -153,7 +183,7 @@ impl Core {
         let pending = {
             let state = lock(&self.inner.state);
             state.check()?;
-            if !state.bits.has(index) {
+            if !state.has(index) {
                 return Ok(None);
             }
             state.block(index)

@@ -1,6 +1,6 @@
 //! What a core holds in memory, and reads that see what is not on disk yet.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -8,9 +8,10 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use super::{Core, CoreChange};
 use crate::crypto::{Hash, KeyPair};
-use crate::hypercore::bitfield::Bitfield;
+use crate::hypercore::bitfield::{Bitfield, PAGE_BITS};
 use crate::hypercore::block_file::BlockFile;
 use crate::hypercore::error::CoreError;
+use crate::hypercore::flat_tree;
 use crate::hypercore::manifest::Manifest;
 use crate::hypercore::messages::Node;
 use crate::hypercore::storage::{CoreStorage, Header};
@@ -66,10 +67,26 @@ pub(super) struct State {
     pub(super) closed: bool,
     /// Blocks that were verified and taken over since the core was opened.
     pub(super) applied_here: u64,
+    /// The log is being cut to this length; what is beyond may be gone from the storage already.
+    pub(super) truncating: Option<u64>,
+    /// The last times the log was cut, the latest at the end.
+    pub(super) cuts: VecDeque<Cut>,
 }
 
+/// A change of fork.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cut {
+    /// The fork before.
+    fork: u64,
+    /// How many blocks both forks have in common.
+    common: u64,
+}
+
+/// How many cuts are remembered.
+const MAX_CUTS: usize = 16;
+
 /// A manifest and its bytes.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(super) struct Known {
     pub(super) manifest: Arc<Manifest>,
     pub(super) bytes: Bytes,
@@ -92,6 +109,8 @@ pub(super) struct Pending {
     pub(super) pages: BTreeSet<u64>,
     /// Whether the header changed.
     pub(super) header: bool,
+    /// To which length the stored log is cut before anything else is stored.
+    pub(super) truncate: Option<u64>,
     /// Roughly how much memory this takes.
     pub(super) bytes: usize,
 }
@@ -106,6 +125,7 @@ impl Pending {
             && self.blocks.is_empty()
             && self.removed.is_empty()
             && self.pages.is_empty()
+            && self.truncate.is_none()
     }
 
     pub(super) fn put_node(&mut self, node: Node) {
@@ -119,19 +139,45 @@ impl Pending {
         self.blocks.insert(index, block);
     }
 
+    /// Forgets what is about block `length` or a later one.
+    pub(super) fn drop_from(&mut self, length: u64) {
+        self.nodes.retain(|index, _| flat_tree::is_within(*index, length));
+        self.blocks.split_off(&length);
+        self.removed.split_off(&length);
+        self.pages.split_off(&length.div_ceil(PAGE_BITS));
+        let blocks: usize = self.blocks.values().map(|block| OVERHEAD + block.len()).sum();
+        self.bytes = blocks + OVERHEAD * self.nodes.len();
+    }
+
+    /// Whether nothing older than this knows of tree node `index` any more.
+    fn hides_node(&self, index: u64) -> bool {
+        self.truncate.is_some_and(|length| !flat_tree::is_within(index, length))
+    }
+
+    /// Whether nothing older than this has block `index` any more.
+    fn hides_block(&self, index: u64) -> bool {
+        self.truncate.is_some_and(|length| index >= length)
+    }
+
     /// Puts back what a failed commit had taken; what came since is newer.
     pub(super) fn restore(&mut self, failed: &Self) {
         for (index, node) in &failed.nodes {
-            self.nodes.entry(*index).or_insert(*node);
+            if !self.hides_node(*index) {
+                self.nodes.entry(*index).or_insert(*node);
+            }
         }
         for (index, block) in &failed.blocks {
-            if !self.removed.contains(index) {
+            if !self.removed.contains(index) && !self.hides_block(*index) {
                 self.blocks.entry(*index).or_insert_with(|| block.clone());
             }
         }
-        self.removed.extend(failed.removed.iter().filter(|index| !self.blocks.contains_key(index)));
+        let removed = failed.removed.iter().copied();
+        let removed = removed.filter(|index| !self.blocks.contains_key(index));
+        let removed: Vec<u64> = removed.filter(|index| !self.hides_block(*index)).collect();
+        self.removed.extend(removed);
         self.pages.extend(&failed.pages);
         self.header |= failed.header;
+        self.truncate = self.truncate.into_iter().chain(failed.truncate).min();
         self.bytes += failed.bytes;
     }
 }
@@ -164,14 +210,60 @@ impl State {
         }
     }
 
-    fn node(&self, index: u64) -> Option<Node> {
-        let flushing = || self.flushing.as_ref().and_then(|pending| pending.nodes.get(&index));
-        self.pending.nodes.get(&index).or_else(flushing).copied()
+    /// What is not on disk, the newest first.
+    fn unsaved(&self) -> impl Iterator<Item = &Pending> {
+        std::iter::once(&self.pending).chain(self.flushing.as_deref())
     }
 
+    /// What is known of a tree node that is not on disk; `None` when the storage is to be asked.
+    fn node(&self, index: u64) -> Option<Option<Node>> {
+        self.unsaved().find_map(|unsaved| match unsaved.nodes.get(&index) {
+            Some(node) => Some(Some(*node)),
+            None => unsaved.hides_node(index).then_some(None),
+        })
+    }
+
+    /// A block that is not on disk.
     pub(super) fn block(&self, index: u64) -> Option<Bytes> {
-        let flushing = || self.flushing.as_ref().and_then(|pending| pending.blocks.get(&index));
-        self.pending.blocks.get(&index).or_else(flushing).cloned()
+        let found = self.unsaved().find_map(|unsaved| match unsaved.blocks.get(&index) {
+            Some(block) => Some(Some(block.clone())),
+            None => unsaved.hides_block(index).then_some(None),
+        });
+        found.flatten()
+    }
+
+    /// From this block on, what is on disk is not the log's any more.
+    pub(super) fn stored_end(&self) -> u64 {
+        self.unsaved().filter_map(|unsaved| unsaved.truncate).min().unwrap_or(u64::MAX)
+    }
+
+    /// Whether a block is here and stays here.
+    pub(super) fn has(&self, index: u64) -> bool {
+        self.bits.has(index) && self.truncating.is_none_or(|length| index < length)
+    }
+
+    /// Becomes another fork, which has the first `common` blocks of the one before.
+    pub(super) fn fork_to(&mut self, fork: u64, roots: Roots, signature: Bytes, common: u64) {
+        self.cuts.push_back(Cut { fork: self.fork, common });
+        if self.cuts.len() > MAX_CUTS {
+            self.cuts.pop_front();
+        }
+        self.fork = fork;
+        self.roots = Arc::new(roots);
+        self.signature = Some(signature);
+        self.bits.truncate(common);
+        self.applied_here = 0;
+        self.pending.drop_from(common);
+    }
+
+    /// How many blocks the log surely has in common with what it was at `fork`.
+    pub(super) fn common_since(&self, fork: u64) -> u64 {
+        if fork == self.fork {
+            return u64::MAX;
+        }
+        let later = self.cuts.iter().rev().take_while(|cut| cut.fork >= fork);
+        let is_known = self.cuts.iter().any(|cut| cut.fork == fork);
+        if is_known { later.map(|cut| cut.common).min().unwrap_or(0) } else { 0 }
     }
 }
 
@@ -192,9 +284,9 @@ impl Core {
 /// The nodes that are not on disk first, then those that are.
 impl Nodes for Inner {
     fn node(&self, index: u64) -> Result<Option<Node>, CoreError> {
-        let pending = lock(&self.state).node(index);
-        match pending {
-            Some(node) => Ok(Some(node)),
+        let unsaved = lock(&self.state).node(index);
+        match unsaved {
+            Some(node) => Ok(node),
             None => Ok(self.storage.node(index)?),
         }
     }

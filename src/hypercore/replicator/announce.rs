@@ -21,6 +21,11 @@ impl Peer {
 
     /// Puts out what the peer does not know of us yet.
     pub(super) fn announce(&mut self, core: &impl LocalCore) {
+        if let Some(sent) = self.sent_sync
+            && sent.fork != core.fork()
+        {
+            self.announce_cut(core.common_since(sent.fork));
+        }
         let sync = self.sync(core);
         if self.must_send(&sync) {
             self.sent_sync = Some(sync);
@@ -74,7 +79,19 @@ impl Peer {
         told != *now || now.length > now.remote_length && sent != *now
     }
 
+    /// What was said of blocks from `common` on is not so any more.
+    fn announce_cut(&mut self, common: u64) {
+        if self.told > common {
+            let length = self.told - common;
+            self.out.push(Message::Range(Range { drop: true, start: common, length }));
+        }
+        self.told = self.told.min(common);
+        self.announced = self.announced.min(common);
+        self.haves.retain(|(start, length)| start + length <= common);
+    }
+
     fn put_range(&mut self, start: u64, length: u64) {
+        self.told = self.told.max(start + length);
         self.out.push(Message::Range(Range { drop: false, start, length }));
     }
 
@@ -91,6 +108,7 @@ impl Peer {
         let end = end.min(start + MAX_BITFIELD_WORDS as u64 * 32);
         let count = end.saturating_sub(start).div_ceil(32) as usize;
         let words = core.bitfield_words(start, count);
+        self.told = self.told.max(start + words.len() as u64 * 32);
         if words.iter().any(|word| *word != 0) {
             self.out.push(Message::Bitfield(Bitfield { start, words }));
         }

@@ -17,6 +17,7 @@ use super::peer::{Delivery, Outcome};
 use super::requests::Asked;
 use super::swarm::{Membership, Turn};
 use super::{EventKind, Replicator, Violation};
+use crate::hypercore::core::Reorg;
 use crate::hypercore::messages::{Message, NoData, NoDataReason, Node, Request};
 use crate::hypercore::{Applied, ApplyError, Core, CoreError};
 use crate::protomux::{self, Channel};
@@ -141,6 +142,15 @@ fn apply(
             },
             Err(error) => Err(error),
         },
+        Asked::Fork { .. } => {
+            core.start_reorg(&delivery.data).and_then(|reorg| go_on(membership, reorg))
+        }
+        Asked::Path { .. } => match membership.take_reorg() {
+            Some(mut reorg) => core
+                .continue_reorg(&mut reorg, &delivery.data)
+                .and_then(|()| go_on(membership, reorg)),
+            None => Err(ApplyError::Stale),
+        },
         _ => core.apply_hashed(&delivery.data, leaf),
     };
     let error = match result {
@@ -165,6 +175,9 @@ fn apply(
         ApplyError::Unconnected(_) if delivery.outstanding.depends_on.is_none() => {
             return Err(Violation::Unverified(error.to_string()));
         }
+        ApplyError::Fork { .. } if delivery.outstanding.asked.is_fork() => {
+            return Ok(Outcome::Useless);
+        }
         ApplyError::WrittenElsewhere { length } => {
             membership.stop_downloading();
             replicator.emit(membership, EventKind::WrittenElsewhere { length });
@@ -172,6 +185,20 @@ fn apply(
         _ => {}
     }
     Ok(Outcome::Retry)
+}
+
+/// Takes over a fork, or asks for what is still needed of it.
+fn go_on(membership: &Membership, reorg: Reorg) -> Result<Applied, ApplyError> {
+    match reorg.path() {
+        Some(path) => {
+            membership.keep_reorg(reorg, path);
+            Ok(Applied::default())
+        }
+        None => {
+            let full = membership.swarm.core.finish_reorg(reorg)?;
+            Ok(Applied { full, ..Applied::default() })
+        }
+    }
 }
 
 /// Nothing can be stored: stop asking, and say so once.

@@ -10,6 +10,8 @@ pub(super) trait LocalCore {
     fn byte_length(&self) -> u64;
     /// The fork.
     fn fork(&self) -> u64;
+    /// How many blocks the log surely has in common with what it was at an earlier fork.
+    fn common_since(&self, fork: u64) -> u64;
     /// All blocks below are here.
     fn contiguous_length(&self) -> u64;
     /// Whether a block is here.
@@ -39,6 +41,9 @@ impl LocalCore for Core {
     }
     fn fork(&self) -> u64 {
         self.fork()
+    }
+    fn common_since(&self, fork: u64) -> u64 {
+        self.common_since(fork)
     }
     fn contiguous_length(&self) -> u64 {
         self.contiguous_length()
@@ -89,6 +94,9 @@ pub(super) mod tests {
     #[derive(Debug, Default)]
     pub(in super::super) struct FakeCore {
         pub(in super::super) length: u64,
+        pub(in super::super) fork: u64,
+        /// What `common_since` says of all earlier forks.
+        pub(in super::super) common: u64,
         pub(in super::super) blocks: BTreeSet<u64>,
         pub(in super::super) nodes: BTreeSet<u64>,
         pub(in super::super) manifest: bool,
@@ -111,6 +119,7 @@ pub(super) mod tests {
                 nodes,
                 manifest: true,
                 written_here: true,
+                ..Self::default()
             }
         }
     }
@@ -123,7 +132,10 @@ pub(super) mod tests {
             self.length * 100
         }
         fn fork(&self) -> u64 {
-            0
+            self.fork
+        }
+        fn common_since(&self, fork: u64) -> u64 {
+            if fork == self.fork { u64::MAX } else { self.common }
         }
         fn contiguous_length(&self) -> u64 {
             (0..).take_while(|index| self.blocks.contains(index)).count() as u64

@@ -3,6 +3,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `peer.rs`, `announce.rs`, `schedule.rs` | one core with one peer: messages in, messages out |
+//! | `forks.rs` | following a peer to a later fork |
 //! | `requests.rs`, `pipeline.rs` | what is being downloaded, from whom, and how much at once |
 //! | `remote_bitfield.rs` | what a peer says it has |
 //! | `upload.rs` | what a peer asked for |
@@ -15,6 +16,7 @@
 mod announce;
 mod capability;
 mod driver;
+mod forks;
 mod local;
 mod peer;
 mod pipeline;

@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Instant;
 
 use super::Violation;
+use super::forks::Following;
 use super::local::LocalCore;
 use super::pipeline::Pipeline;
 use super::remote_bitfield::RemoteBitfield;
@@ -39,6 +40,8 @@ pub(super) enum Outcome {
     Applied,
     /// It could not be applied, through nobody's fault: ask again.
     Retry,
+    /// It is of no use here, and asking again would not help.
+    Useless,
 }
 
 /// What this side does with the core and this peer.
@@ -73,6 +76,8 @@ pub(super) struct Peer {
     // announce.rs
     pub(super) sent_sync: Option<Sync>,
     pub(super) announced: u64,
+    /// The end of all that was ever said to be here.
+    pub(super) told: u64,
     pub(super) haves: Vec<(u64, u64)>,
     pub(super) wants: VecDeque<Want>,
 
@@ -96,6 +101,11 @@ pub(super) struct Peer {
     pub(super) last_progress: Instant,
     pub(super) pipeline: Pipeline,
 
+    // forks.rs
+    pub(super) following: Following,
+    /// Our fork when it was last looked at.
+    pub(super) fork: u64,
+
     /// Answers that arrived before the one they build on, by that one's request.
     deferred: HashMap<u64, Vec<Delivery>>,
     unasked: u32,
@@ -116,6 +126,7 @@ impl Peer {
             bits: RemoteBitfield::default(),
             sent_sync: None,
             announced: 0,
+            told: 0,
             haves: Vec::new(),
             wants: VecDeque::new(),
             outstanding: HashMap::new(),
@@ -133,6 +144,8 @@ impl Peer {
             resting_until: None,
             last_progress: now,
             pipeline: Pipeline::new(now),
+            following: Following::default(),
+            fork: 0,
             deferred: HashMap::new(),
             unasked: 0,
             retries: 0,
@@ -153,7 +166,7 @@ impl Peer {
             Message::Request(request) => self.uploads.push(request)?,
             Message::Cancel(request) => self.uploads.cancel(request),
             Message::Data(data) => return self.on_data(data, core, downloads, now),
-            Message::NoData(no_data) => self.on_no_data(no_data, downloads, now),
+            Message::NoData(no_data) => self.on_no_data(no_data, core, downloads, now),
             Message::Want(want) => {
                 if self.wants.len() < MAX_WANTS {
                     self.wants.push_back(want);
@@ -192,6 +205,9 @@ impl Peer {
         } else {
             self.retries += 1;
         }
+        if outcome == Outcome::Useless {
+            self.refuse_fork(&delivery.outstanding);
+        }
         self.settle(delivery.request, delivery.outstanding.asked, applied, downloads);
         if self.retries > MAX_RETRIES { Err(Violation::NeverFits) } else { Ok(()) }
     }
@@ -209,6 +225,7 @@ impl Peer {
     /// Whether neither side wants anything of the other, as each has said.
     pub(super) fn is_idle(&self) -> bool {
         !self.role.downloading
+            && self.outstanding.is_empty()
             && self.sent_sync.is_some_and(|sync| !sync.downloading)
             && self.remote.is_some_and(|remote| !remote.downloading)
     }
@@ -226,11 +243,12 @@ impl Peer {
 
     fn on_sync(&mut self, sync: Sync) {
         if self.remote.is_some_and(|remote| remote.fork != sync.fork) {
-            self.bits = RemoteBitfield::default();
+            // What is gone with the old fork was dropped by ranges before.
             self.wanted.clear();
         }
         self.remote = Some(sync);
         self.upgrade_refused = false;
+        self.following.refused = None;
         self.on_more();
     }
 
@@ -256,28 +274,39 @@ impl Peer {
         };
         let bytes = data.block.as_ref().map_or(0, |block| block.value.len() as u64);
         self.on_answer(&outstanding, bytes, now);
-        if data.fork != core.fork() {
+        if self.is_stale(&outstanding, core) {
             self.settle(request, outstanding.asked, false, downloads);
             return Ok(Vec::new());
         }
         let asked_block = match outstanding.asked {
             Asked::Block { index, .. } => Some(index),
             Asked::Upgrade { block, .. } => block,
-            Asked::Manifest | Asked::Check { .. } => None,
+            Asked::Manifest | Asked::Check { .. } | Asked::Fork { .. } | Asked::Path { .. } => None,
         };
-        let is_upgrade = matches!(outstanding.asked, Asked::Upgrade { .. } | Asked::Check { .. });
+        let asked_hash = match outstanding.asked {
+            Asked::Path { index, .. } => Some(2 * index),
+            _ => None,
+        };
+        let is_upgrade = matches!(
+            outstanding.asked,
+            Asked::Upgrade { .. } | Asked::Check { .. } | Asked::Fork { .. }
+        );
         let wrong = data.block.as_ref().is_some_and(|block| Some(block.index) != asked_block)
-            || data.hash.is_some()
+            || data.hash.as_ref().is_some_and(|hash| Some(hash.index) != asked_hash)
             || data.seek.is_some()
             || data.upgrade.is_some() && !is_upgrade;
         if wrong {
             return Err(Violation::WrongAnswer);
         }
-        let complete = match outstanding.asked {
-            Asked::Block { .. } => data.block.is_some(),
-            Asked::Upgrade { .. } | Asked::Check { .. } => data.upgrade.is_some(),
-            Asked::Manifest => data.manifest.is_some(),
-        };
+        let complete = data.fork == outstanding.fork
+            && match outstanding.asked {
+                Asked::Block { .. } => data.block.is_some(),
+                Asked::Upgrade { .. } | Asked::Check { .. } | Asked::Fork { .. } => {
+                    data.upgrade.is_some()
+                }
+                Asked::Path { .. } => data.hash.is_some(),
+                Asked::Manifest => data.manifest.is_some(),
+            };
         if !complete {
             self.refuse(request, &outstanding, downloads);
             return Ok(Vec::new());
@@ -302,9 +331,19 @@ impl Peer {
         Ok(ready)
     }
 
-    fn on_no_data(&mut self, no_data: NoData, downloads: &mut Downloads, now: Instant) {
+    fn on_no_data(
+        &mut self,
+        no_data: NoData,
+        core: &impl LocalCore,
+        downloads: &mut Downloads,
+        now: Instant,
+    ) {
         let Some(outstanding) = self.outstanding.remove(&no_data.request) else { return };
         self.on_answer(&outstanding, 0, now);
+        if self.is_stale(&outstanding, core) {
+            // It says nothing of the fork that counts now.
+            return self.settle(no_data.request, outstanding.asked, false, downloads);
+        }
         if no_data.reason == NoDataReason::InvalidRequest {
             // What was asked relied on something that is no longer so.
             self.refusals += 1;
@@ -328,6 +367,7 @@ impl Peer {
                     self.bits.set_range(block, 1, false);
                 }
             }
+            Asked::Fork { .. } | Asked::Path { .. } => self.refuse_fork(outstanding),
             Asked::Manifest | Asked::Check { .. } => {}
         }
         self.settle(request, outstanding.asked, false, downloads);
@@ -354,6 +394,10 @@ impl Peer {
             Asked::Upgrade { block, .. } => {
                 downloads.upgrade_done(self.id);
                 block
+            }
+            Asked::Fork { .. } | Asked::Path { .. } => {
+                self.settle_fork(applied, downloads);
+                None
             }
             Asked::Manifest | Asked::Check { .. } => None,
         };

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::forks::ForkLimit;
 use super::local::LocalCore;
 use super::pipeline::Sent;
 use super::remote_bitfield::RemoteBitfield;
@@ -21,8 +22,14 @@ pub(super) struct Downloads {
     version: u64,
     /// All blocks below are here, claimed or released.
     cursor: u64,
+    /// The fork that all of this is about.
+    fork: u64,
+    /// Changes with the fork, so that every peer is searched from the start.
+    epoch: u64,
     /// Who was asked for an upgrade; one at a time, because each starts where the last ended.
     upgrade: Option<PeerId>,
+    /// How often the core may become another fork.
+    pub(super) forks: ForkLimit,
 }
 
 /// Where a peer is in looking for blocks to ask for.
@@ -32,6 +39,8 @@ pub(super) struct Scan {
     cursor: u64,
     /// The `version` at which `released` had nothing for this peer.
     version: Option<u64>,
+    /// The `epoch` that the cursor is about.
+    epoch: u64,
 }
 
 impl Scan {
@@ -51,6 +60,9 @@ impl Downloads {
         scan: &mut Scan,
         end: u64,
     ) -> Option<u64> {
+        if scan.epoch != self.epoch {
+            *scan = Scan { epoch: self.epoch, ..Scan::default() };
+        }
         if scan.version != Some(self.version) {
             let mut here = Vec::new();
             let found = self.released.iter().copied().find(|index| {
@@ -89,6 +101,20 @@ impl Downloads {
         }
         self.claims.insert(at, peer);
         Some(at)
+    }
+
+    /// Looks again for what went missing when the core became another fork.
+    pub(super) fn follow_fork(&mut self, core: &impl LocalCore) {
+        let fork = core.fork();
+        if fork == self.fork {
+            return;
+        }
+        let common = core.common_since(self.fork);
+        self.fork = fork;
+        self.cursor = self.cursor.min(common);
+        self.released.split_off(&common);
+        self.epoch += 1;
+        self.version += 1;
     }
 
     /// The block arrived and is verified.
@@ -165,8 +191,19 @@ pub(super) enum Asked {
     Upgrade { start: u64, length: u64, block: Option<u64> },
     /// The manifest alone.
     Manifest,
+    /// All of the tree of a later fork, and its signature.
+    Fork { length: u64 },
+    /// The hashes from block `index` up so many levels, which show what a later fork has in common.
+    Path { index: u64, levels: u64 },
     /// Proof of all of a log that is written here, to see whether it is written elsewhere too.
     Check { length: u64 },
+}
+
+impl Asked {
+    /// Whether it is about a later fork than ours.
+    pub(super) fn is_fork(&self) -> bool {
+        matches!(self, Self::Fork { .. } | Self::Path { .. })
+    }
 }
 
 /// A request that was sent and not answered.
@@ -174,6 +211,8 @@ pub(super) enum Asked {
 pub(super) struct Outstanding {
     /// What for.
     pub(super) asked: Asked,
+    /// The fork that it is about.
+    pub(super) fork: u64,
     /// The request whose answer brings the node this one's proof ends at.
     pub(super) depends_on: Option<u64>,
     /// When it was sent.

@@ -66,6 +66,10 @@ impl Peer {
 
     fn schedule(&mut self, core: &impl LocalCore, downloads: &mut Downloads, now: Instant) {
         let Some(remote) = self.remote else { return };
+        self.notice_fork(core, downloads);
+        if remote.fork > core.fork() {
+            return self.follow_fork(remote, core, downloads, now);
+        }
         let willing = remote.uploading && remote.fork == core.fork();
         let doubtful = core.is_writer() || self.suspicion.is_some();
         if willing && doubtful && remote.length > 0 && !self.checked {
@@ -121,7 +125,7 @@ impl Peer {
         self.bits.forget_below(core.contiguous_length());
     }
 
-    fn ask(
+    pub(super) fn ask(
         &mut self,
         asked: Asked,
         depends_on: Option<u64>,
@@ -131,7 +135,11 @@ impl Peer {
     ) {
         let id = self.next_id;
         self.next_id += 1;
-        let mut request = Request { id, fork: core.fork(), manifest, ..Request::default() };
+        let fork = match (asked, &self.remote) {
+            (Asked::Fork { .. } | Asked::Path { .. }, Some(remote)) => remote.fork,
+            _ => core.fork(),
+        };
+        let mut request = Request { id, fork, manifest, ..Request::default() };
         match asked {
             Asked::Block { index, nodes } => {
                 request.block = Some(RequestNode { index, nodes });
@@ -141,8 +149,11 @@ impl Peer {
                 request.upgrade = Some(RequestUpgrade { start, length });
                 request.block = block.map(|index| RequestNode { index, nodes: 0 });
             }
-            Asked::Check { length } => {
+            Asked::Check { length } | Asked::Fork { length } => {
                 request.upgrade = Some(RequestUpgrade { start: 0, length });
+            }
+            Asked::Path { index, levels } => {
+                request.hash = Some(RequestNode { index: 2 * index, nodes: levels });
             }
             Asked::Manifest => {}
         }
@@ -150,7 +161,7 @@ impl Peer {
             self.last_progress = now;
         }
         self.outstanding
-            .insert(id, Outstanding { asked, depends_on, sent: self.pipeline.on_sent(now) });
+            .insert(id, Outstanding { asked, fork, depends_on, sent: self.pipeline.on_sent(now) });
         self.out.push(Message::Request(request));
     }
 

@@ -47,6 +47,7 @@ impl Side {
         }
         Message::Data(Data {
             request: request.id,
+            fork: request.fork,
             block: block.map(|index| DataBlock {
                 index,
                 value: Bytes::from_static(b"x"),
@@ -255,4 +256,57 @@ fn two_sides_that_want_nothing_are_idle() {
     assert!(!one.peers[0].is_idle());
     run(&mut one, 0, &mut other, 0, now);
     assert!(one.peers[0].is_idle() && other.peers[0].is_idle());
+}
+
+#[test]
+fn refusals_of_a_former_fork_say_nothing_of_the_new_one() {
+    let now = Instant::now();
+    let mut writer = Side::new(FakeCore::writer(50), WRITER, 1, now);
+    let mut reader = Side::new(FakeCore::reader(50), READER, 1, now);
+    for message in writer.poll(0, now) {
+        reader.take(0, message, now).unwrap();
+    }
+    let asked = reader.poll(0, now);
+    assert_eq!(asked.iter().filter(|m| matches!(m, Message::Request(_))).count(), 50);
+    // Both become another fork while the requests are on their way.
+    writer.core = FakeCore { fork: 1, common: 10, ..FakeCore::writer(40) };
+    reader.core = FakeCore { fork: 1, common: 10, ..FakeCore::reader(40) };
+    let told = writer.poll(0, now);
+    let drop = Range { drop: true, start: 10, length: 40 };
+    assert!(told.contains(&Message::Range(drop)), "{told:?}");
+    for message in told {
+        reader.take(0, message, now).unwrap();
+    }
+    for message in asked {
+        if let Message::Request(request) = message {
+            let reason = NoDataReason::NotAvailable;
+            let refused = Message::NoData(NoData { request: request.id, reason });
+            reader.take(0, refused, now).unwrap();
+        }
+    }
+    assert!(!reader.peers[0].is_refusing());
+    run(&mut writer, 0, &mut reader, 0, now);
+    assert_eq!(reader.core.contiguous_length(), 40);
+}
+
+#[test]
+fn a_peer_that_always_has_a_later_fork_is_asked_a_few_times_and_then_once_a_second() {
+    let start = Instant::now();
+    let mut reader = Side::new(FakeCore::reader(50), READER, 1, start);
+    let mut asked = 0;
+    for fork in 1..10_000 {
+        // One round in a millisecond.
+        let now = start + Duration::from_millis(fork);
+        let sync = Sync { fork, length: 9, uploading: true, ..Sync::default() };
+        reader.take(0, Message::Sync(sync), now).unwrap();
+        for message in reader.poll(0, now) {
+            let Message::Request(request) = message else { continue };
+            asked += 1;
+            assert_eq!(request.fork, fork);
+            let no = NoData { request: request.id, reason: NoDataReason::NotAvailable };
+            reader.take(0, Message::NoData(no), now).unwrap();
+        }
+    }
+    assert!((64..=74).contains(&asked), "{asked}");
+    assert!(reader.peers[0].outstanding.is_empty());
 }

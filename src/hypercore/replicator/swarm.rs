@@ -11,6 +11,7 @@ use super::peer::{Counters, Delivery, Outcome, Peer, Role};
 use super::requests::{Downloads, PeerId};
 use super::{Download, PeerInfo, Policy, Violation};
 use crate::crypto::{Hash, PublicKey};
+use crate::hypercore::core::{Path, Reorg};
 use crate::hypercore::messages::{Message, Request};
 use crate::hypercore::{Core, CoreChange, Manifest};
 use crate::sync::lock;
@@ -44,6 +45,8 @@ struct Member {
     peer: Peer,
     public_key: PublicKey,
     wake: Arc<Notify>,
+    /// The fork that this peer is followed to, as far as it is known.
+    reorg: Option<Reorg>,
 }
 
 /// What a peer is to be sent next.
@@ -75,7 +78,7 @@ impl Swarm {
         state.last_id += 1;
         let id = PeerId(state.last_id);
         let peer = Peer::new(id, role, Instant::now());
-        state.members.insert(id, Member { peer, public_key, wake: Arc::clone(&wake) });
+        state.members.insert(id, Member { peer, public_key, wake: Arc::clone(&wake), reorg: None });
         drop(state);
         Membership { swarm: Arc::clone(self), id, public_key, wake }
     }
@@ -234,6 +237,20 @@ impl Membership {
     /// Asks this peer for nothing more; it may still ask us.
     pub(super) fn stop_downloading(&self) {
         self.with(|peer, _, _| peer.may_download = false);
+    }
+
+    /// Keeps a fork of which more is to be asked of this peer, as `path` says.
+    pub(super) fn keep_reorg(&self, reorg: Reorg, path: Path) {
+        let mut state = self.swarm.state();
+        if let Some(member) = state.members.get_mut(&self.id) {
+            member.peer.ask_path(path);
+            member.reorg = Some(reorg);
+        }
+    }
+
+    /// The fork that was kept.
+    pub(super) fn take_reorg(&self) -> Option<Reorg> {
+        self.swarm.state().members.get_mut(&self.id)?.reorg.take()
     }
 
     /// Runs `act` on this peer, and wakes the others when it made something free for them.

@@ -49,6 +49,21 @@ impl NodePage {
         }
         Self(bytes.into())
     }
+
+    /// Page `number` without these nodes and without those from tree index `end` on.
+    pub(super) fn without(&self, nodes: &[u64], number: u64, end: u64) -> Self {
+        let first = number * PAGE_NODES;
+        let mut bytes = self.0.to_vec();
+        let kept = usize::try_from(end.saturating_sub(first)).unwrap_or(usize::MAX);
+        bytes.truncate(kept.saturating_mul(NODE_BYTES));
+        for index in nodes.iter().filter(|index| **index / PAGE_NODES == number) {
+            let start = (index - first) as usize * NODE_BYTES;
+            if let Some(slot) = bytes.get_mut(start..start + NODE_BYTES) {
+                slot.fill(0);
+            }
+        }
+        Self(bytes.into())
+    }
 }
 
 /// The pages used last, by core and number; the oldest goes first.

@@ -1,12 +1,15 @@
 //! The rows of cores: reading and writing them with SQL.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use super::pages::{NodePage, PAGE_NODES};
 use crate::crypto::Hash;
 use crate::hypercore::Node;
-use crate::hypercore::bitfield::Page;
+use crate::hypercore::bitfield::{PAGE_BITS, Page};
+use crate::hypercore::flat_tree;
 use crate::hypercore::storage::{Commit, Header, Result, StorageError, StorageErrorKind};
 
 /// Bitfield pages with their numbers.
@@ -135,6 +138,9 @@ pub(super) fn commit(
         Some(header) => put_header(transaction, discovery_key, header)?,
         None => id(transaction, discovery_key)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?,
     };
+    if let Some(length) = commit.truncate {
+        truncate(transaction, core, length)?;
+    }
     let pages = put_nodes(transaction, core, &commit.nodes)?;
     let sql = "INSERT OR REPLACE INTO core_blocks (place, bytes) VALUES (?1, ?2)";
     let mut put = transaction.prepare_cached(sql)?;
@@ -195,6 +201,45 @@ fn put_nodes(
         pages.push((number, page));
     }
     Ok(pages)
+}
+
+/// Forgets what is about block `length` or a later one.
+fn truncate(transaction: &Transaction<'_>, core: i64, length: u64) -> rusqlite::Result<()> {
+    let (_, end) = places(core)?;
+    let delete = |table: &str, first: u64| {
+        let sql = format!("DELETE FROM {table} WHERE place >= ?1 AND place < ?2");
+        transaction.prepare_cached(&sql)?.execute([place(core, first)?, end])
+    };
+    delete("core_blocks", length)?;
+    delete("core_nodes", (2 * length).div_ceil(PAGE_NODES))?;
+    delete("core_bits", length.div_ceil(PAGE_BITS))?;
+    let sql = "UPDATE core_nodes SET nodes = ?2 WHERE place = ?1";
+    let mut put = transaction.prepare_cached(sql)?;
+    let last = 2 * length / PAGE_NODES;
+    let mut straddling: Vec<u64> = flat_tree::straddling(length).collect();
+    straddling.sort_unstable();
+    let numbers = straddling.iter().map(|index| index / PAGE_NODES).chain([last]);
+    for number in numbers.collect::<BTreeSet<_>>() {
+        let page = page(transaction, core, number)?.without(&straddling, number, 2 * length);
+        put.execute((place(core, number)?, page.as_bytes()))?;
+    }
+    let sql = "SELECT bits FROM core_bits WHERE place = ?1";
+    let boundary = place(core, length / PAGE_BITS)?;
+    let bits: Option<Vec<u8>> =
+        transaction.prepare_cached(sql)?.query_row([boundary], |row| row.get(0)).optional()?;
+    let Some(mut bits) = bits else { return Ok(()) };
+    cut_bits(&mut bits, (length % PAGE_BITS) as usize);
+    transaction
+        .prepare_cached("UPDATE core_bits SET bits = ?2 WHERE place = ?1")?
+        .execute((boundary, bits))?;
+    Ok(())
+}
+
+/// Clears bit `first` and those after it; the lowest of a byte comes first.
+fn cut_bits(bits: &mut [u8], first: usize) {
+    for (at, byte) in bits.iter_mut().enumerate().skip(first / 8) {
+        *byte &= if at == first / 8 { (1 << (first % 8)) - 1 } else { 0 };
+    }
 }
 
 /// Removes a core and all that is stored of it; its id, if there was one.

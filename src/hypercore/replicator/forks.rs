@@ -1,0 +1,141 @@
+//! Following a peer to a later fork of the log, and what a change of our own fork means for a peer.
+//!
+//! First all of the new tree is asked for, which its signature covers; then, one path of hashes at a
+//! time, where it leaves ours. One peer is followed at a time, and only so often: a writer that keeps
+//! cutting its log costs a few messages a second.
+
+use std::time::{Duration, Instant};
+
+use super::local::LocalCore;
+use super::peer::Peer;
+use super::requests::{Asked, Downloads, ExpectedNodes, Outstanding};
+use crate::hypercore::core::Path;
+use crate::hypercore::messages::Sync;
+
+/// How many forks are followed at once, and after how long one more.
+const BURST: u32 = 64;
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Where a peer is being followed to.
+#[derive(Debug, Default)]
+pub(super) struct Following {
+    /// The fork that is being followed, and what is to be asked for next.
+    path: Option<(u64, Path)>,
+    /// The fork of which the peer has shown too little; it is asked again when it says something new.
+    pub(super) refused: Option<u64>,
+}
+
+/// How often a core may be reorganized.
+#[derive(Debug)]
+pub(super) struct ForkLimit {
+    left: u32,
+    since: Option<Instant>,
+}
+
+impl Default for ForkLimit {
+    fn default() -> Self {
+        Self { left: BURST, since: None }
+    }
+}
+
+impl ForkLimit {
+    fn allow(&mut self, now: Instant) -> bool {
+        let since = *self.since.get_or_insert(now);
+        let passed = now.saturating_duration_since(since).as_secs() / INTERVAL.as_secs();
+        if passed > 0 {
+            let more = u32::try_from(passed).unwrap_or(BURST);
+            self.left = self.left.saturating_add(more).min(BURST);
+            self.since = Some(now);
+        }
+        let allowed = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        allowed
+    }
+}
+
+impl Peer {
+    /// Forgets what was about our former fork, if it has changed.
+    pub(super) fn notice_fork(&mut self, core: &impl LocalCore, downloads: &mut Downloads) {
+        downloads.follow_fork(core);
+        if self.fork == core.fork() {
+            return;
+        }
+        self.fork = core.fork();
+        self.upgrade_refused = false;
+        self.expected = ExpectedNodes::default();
+        self.wanted.clear();
+    }
+
+    /// Asks for what is needed to become the fork that the peer has.
+    pub(super) fn follow_fork(
+        &mut self,
+        remote: Sync,
+        core: &impl LocalCore,
+        downloads: &mut Downloads,
+        now: Instant,
+    ) {
+        let wanted = self.role.downloading || core.is_writer() && self.may_download;
+        let refused = self.following.refused == Some(remote.fork) || self.is_refusing();
+        if !wanted || !remote.uploading || remote.length == 0 || refused {
+            return;
+        }
+        if self.resting_until.is_some() {
+            return;
+        }
+        if let Some((fork, path)) = self.following.path.take() {
+            if fork == remote.fork {
+                let index = self.leaf_of(path);
+                let asked = Asked::Path { index, levels: path.levels };
+                return self.ask(asked, None, false, core, now);
+            }
+            downloads.upgrade_done(self.id);
+        }
+        if !downloads.claim_upgrade(self.id) {
+            return;
+        }
+        if !downloads.forks.allow(now) {
+            downloads.upgrade_done(self.id);
+            self.resting_until = Some(now + INTERVAL);
+            return;
+        }
+        let manifest = core.needs_manifest() && remote.has_manifest;
+        self.ask(Asked::Fork { length: remote.length }, None, manifest, core, now);
+    }
+
+    /// A block whose leaf the peer can show: the last it may have, because logs are mostly cut near
+    /// their end.
+    fn leaf_of(&self, path: Path) -> u64 {
+        let last = path.end - 1;
+        if self.bits.has(last) {
+            return last;
+        }
+        self.bits.next_set(path.start, path.end).unwrap_or(last)
+    }
+
+    /// The fork is signed; this path of it is needed next.
+    pub(super) fn ask_path(&mut self, path: Path) {
+        self.following.path = self.remote.map(|remote| (remote.fork, path));
+    }
+
+    /// The peer shows too little of its fork, or it is of no use here.
+    pub(super) fn refuse_fork(&mut self, outstanding: &Outstanding) {
+        self.following.refused = Some(outstanding.fork);
+    }
+
+    /// Lets go of a fork unless more of it is to be asked for.
+    pub(super) fn settle_fork(&mut self, applied: bool, downloads: &mut Downloads) {
+        if !applied {
+            self.following.path = None;
+        }
+        if self.following.path.is_none() {
+            downloads.upgrade_done(self.id);
+        }
+    }
+
+    /// Whether a request is about a fork that does not count any more.
+    pub(super) fn is_stale(&self, outstanding: &Outstanding, core: &impl LocalCore) -> bool {
+        let theirs = self.remote.map_or(outstanding.fork, |remote| remote.fork);
+        let ours = if outstanding.asked.is_fork() { theirs } else { core.fork() };
+        outstanding.fork != ours || outstanding.fork != theirs
+    }
+}
