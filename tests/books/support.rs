@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use alex_p2p::catalog::{Book, BookEntry, Catalog, CatalogOptions};
 use alex_p2p::crypto::{KeyPair, PublicKey};
+use alex_p2p::error::Error;
 use alex_p2p::events::{EventKind, Events};
 use alex_p2p::hypercore::Storage;
 use alex_p2p::hypercore::replicator::Replicator;
@@ -81,7 +82,7 @@ impl PeerRules for Rules {
 pub struct Server {
     pub key: PublicKey,
     keys: KeyPair,
-    database: Database,
+    pub database: Database,
     pub replicator: Replicator,
     pub events: Events,
     pub catalog: Catalog,
@@ -95,7 +96,26 @@ impl Server {
     }
 
     pub async fn start_with(disk: &Disk, policy: Policy, limits: TransferLimits) -> Self {
-        let database = Database::open(&disk.path("p2p.db")).unwrap();
+        Self::start_in(disk.dir.path(), &disk.keys, policy, limits).await
+    }
+
+    /// A server in a folder that outlives it.
+    pub async fn start_in(
+        folder: &Path,
+        keys: &KeyPair,
+        policy: Policy,
+        limits: TransferLimits,
+    ) -> Self {
+        Self::try_start(folder, keys, policy, limits).await.unwrap()
+    }
+
+    pub async fn try_start(
+        folder: &Path,
+        keys: &KeyPair,
+        policy: Policy,
+        limits: TransferLimits,
+    ) -> Result<Self, Error> {
+        let database = Database::open(&folder.join("p2p.db"))?;
         let storage: Arc<dyn Storage> = Arc::new(CoreStore::new(database.clone()));
         let replicator = Replicator::new();
         let events = Events::in_memory();
@@ -103,11 +123,10 @@ impl Server {
             database: database.clone(),
             storage: Arc::clone(&storage),
             replicator: replicator.clone(),
-            key_pair: disk.keys.clone(),
+            key_pair: keys.clone(),
             events: events.clone(),
         })
-        .await
-        .unwrap();
+        .await?;
         let rules = Arc::new(Rules(Mutex::new(policy)));
         let (feed_key, hearing) = (catalog.key(), catalog.clone());
         let transfers = Transfers::open(TransferOptions {
@@ -128,14 +147,26 @@ impl Server {
                 let catalog = hearing.clone();
                 tokio::spawn(async move { catalog.set_feed(peer, key).await });
             }),
-            data_dir: disk.dir.path().to_owned(),
-            books_dir: disk.path("books"),
+            data_dir: folder.to_owned(),
+            books_dir: folder.join("books"),
             limits,
         })
-        .await
-        .unwrap();
-        let (key, keys) = (disk.keys.public_key(), disk.keys.clone());
-        Self { key, keys, database, replicator, events, catalog, transfers, rules }
+        .await?;
+        let (key, keys) = (keys.public_key(), keys.clone());
+        Ok(Self { key, keys, database, replicator, events, catalog, transfers, rules })
+    }
+
+    /// Connects to whoever is at the other end of a stream.
+    pub async fn join<S>(&self, stream: S, is_initiator: bool) -> Option<Protomux>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let stream = connect_xx(stream, is_initiator, &self.keys).await.ok()?;
+        let mux = Protomux::new(stream, MuxOptions { paused: true });
+        self.replicator.attach(&mux);
+        self.transfers.attach(&mux);
+        mux.start();
+        Some(mux)
     }
 
     pub async fn stop(self) {

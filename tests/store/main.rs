@@ -2,6 +2,14 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod damage;
+#[path = "../simulation/dice.rs"]
+#[allow(dead_code)] // the simulator throws them in more ways
+mod dice;
+#[cfg(unix)]
+mod kills;
+#[path = "../books/support.rs"]
+#[allow(dead_code)] // used by the tests of transfers
+mod support;
 
 use std::path::Path;
 use std::time::Duration;
