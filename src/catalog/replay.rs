@@ -82,6 +82,8 @@ impl Replay {
         let mut changed = false;
         let mut batch = self.read(feed.position)?;
         while !batch.is_empty() {
+            // The view points at entries in the core: they must be there first.
+            self.core.flush().await?;
             let (number, from) = (feed.number, feed.position);
             let after = from + batch.len() as u64;
             let write = self.database.write_with(Durability::Process, move |transaction| {
