@@ -444,9 +444,8 @@ export interface Restored {
 /** Which books to list. */
 export interface ListOptions extends WaitOptions {
   /**
-   * Words that begin words of the title, author, series or ISBN; case and accents do not matter. Numbers of
-   * four or more digits count whole. An ISBN of 10 digits finds the same one of 13, and the other way round,
-   * however they are parted.
+   * Words that begin words of the title, author, series or ISBN; case and accents do not matter. An
+   * ISBN of 10 digits finds the same one of 13, and the other way round, however they are parted.
    */
   search?: string
   /** Only books of one of these formats; all when left out or empty. */
@@ -486,9 +485,8 @@ export interface CatalogPage {
 /** Which books to find among those of all peers. */
 export interface SearchOptions extends WaitOptions {
   /**
-   * Words that begin words of the title, author, series or ISBN; case and accents do not matter. Numbers of
-   * four or more digits count whole. An ISBN of 10 digits finds the same one of 13, and the other way round,
-   * however they are parted.
+   * Words that begin words of the title, author, series or ISBN; case and accents do not matter. An
+   * ISBN of 10 digits finds the same one of 13, and the other way round, however they are parted.
    */
   query?: string
   /** Only the catalogs of these servers, as keys or invite links; all when left out. */

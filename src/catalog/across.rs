@@ -23,8 +23,7 @@ const MAX_FACETS: usize = 50;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SearchOptions {
-    /// Words that begin words of the title, author, series or ISBN; case and accents do not matter, and
-    /// numbers of four or more digits count whole. An
+    /// Words that begin words of the title, author, series or ISBN; case and accents do not matter. An
     /// ISBN of 10 digits finds the same one of 13, and the other way round.
     pub query: Option<String>,
     /// Only the catalogs of these servers (keys, or invite links); all unless told.
@@ -175,7 +174,6 @@ fn nickname(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::view::Step;
     use crate::store::Database;
 
     const ME: PublicKey = PublicKey::from_bytes([1; 32]);
@@ -187,13 +185,7 @@ mod tests {
     }
 
     async fn publish(db: &Database, server: PublicKey, entries: &[String]) {
-        let steps: Vec<_> = entries.iter().map(|entry| Step::read(entry.as_bytes())).collect();
-        db.write(move |t| {
-            let feed = view::set_feed(t, &server, server.as_bytes())?;
-            view::apply(t, feed.number, feed.position, &steps, 5)
-        })
-        .await
-        .unwrap();
+        view::fixture::replay(db, server, *server.as_bytes(), entries).await;
     }
 
     fn page(db: &Database, options: &SearchOptions) -> SearchPage {

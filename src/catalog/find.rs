@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::entry;
 use super::search::{self, Typed};
 use super::view::{self, Feed};
-use super::walk::{Step, Walk};
+use super::walk::{Step, Walk, author_key};
 use crate::store::StoreError;
 
 /// How much work a search may be.
@@ -22,12 +22,15 @@ pub(super) struct Bounds {
     pub(super) sorted: usize,
     /// The same when each of them has to be read whole.
     pub(super) read: usize,
-    /// How many books a search counts.
+    /// How many words of the index are read for one that was typed, and how many books are counted.
     pub(super) counted: usize,
     /// How many books a page walks over, and how many of them it reads whole.
     pub(super) steps: usize,
     pub(super) steps_read: usize,
 }
+
+/// How many words that were typed are read as far as one may be, all together.
+const ALL_WORDS: usize = 3;
 
 impl Bounds {
     pub(super) const DEFAULT: Self =
@@ -87,18 +90,18 @@ pub(super) struct Found {
 
 /// Finds a page of books.
 pub(super) fn find(connection: &Connection, search: &Search<'_>) -> Result<Found, StoreError> {
-    let Some(candidates) = Candidates::of(connection, search)? else {
-        let books = search.feeds.iter().map(|feed| feed.books).sum();
-        let (mut found, _) = walk(connection, search, None)?;
-        let is_all = search.typed.is_empty() && !search.has_filters();
-        found.is_exact = is_all;
-        let is_common = !search.has_filters() && search.typed.index_query().1;
-        found.total = match (is_all, is_common) {
-            (true, _) => books,
-            (false, true) => search.bounds.counted as u64,
-            (false, false) => found.least(),
-        };
-        return Ok(found);
+    let candidates = match Candidates::of(connection, search)? {
+        Looked::All(candidates) => candidates,
+        Looked::AtLeast(least) => {
+            let (mut found, _) = walk(connection, search, None)?;
+            found.is_exact = search.typed.is_empty() && !search.has_filters();
+            found.total = if found.is_exact {
+                search.feeds.iter().map(|feed| feed.books).sum()
+            } else {
+                found.least().max(least)
+            };
+            return Ok(found);
+        }
     };
     let reads = !candidates.says_words;
     if candidates.rows.len() <= if reads { search.bounds.read } else { search.bounds.sorted } {
@@ -144,7 +147,7 @@ impl Search<'_> {
         match self.sort {
             Sort::Relevance => format!("{}{title}", u8::from(!title.starts_with(&self.typed.text))),
             Sort::Title => title.to_owned(),
-            Sort::Author => author.to_owned(),
+            Sort::Author => author_key(author, title),
             Sort::Added => added.to_owned(),
             Sort::Published => String::new(),
         }
@@ -171,33 +174,89 @@ struct Candidates {
     says_words: bool,
 }
 
+/// What looking into the index gave.
+enum Looked {
+    All(Candidates),
+    /// There are too many; at least so many of them are hits.
+    AtLeast(u64),
+}
+
 impl Candidates {
-    /// `None` when there are too many.
-    fn of(connection: &Connection, search: &Search<'_>) -> Result<Option<Self>, StoreError> {
-        let counted = search.bounds.counted;
-        let mut known = None;
-        if !search.typed.is_empty() {
-            let (query, says_words) = search.typed.index_query();
-            known = matching(connection, search, &query, counted)?
-                .map(|rows| Self { rows, says_words });
+    fn of(connection: &Connection, search: &Search<'_>) -> Result<Looked, StoreError> {
+        let (words, is_all) = search.typed.rare();
+        let mut known: Option<Self> = None;
+        let mut least = 0;
+        let mut left = ALL_WORDS * search.bounds.counted;
+        for word in &words {
+            let looked = beginning_with(connection, search, word, &mut left)?;
+            match (looked, &mut known) {
+                ((rows, false), _) if words.len() == 1 && is_all && !search.has_filters() => {
+                    least = rows.len() as u64;
+                }
+                ((_, false), Some(known)) => known.says_words = false,
+                ((_, false), None) => {}
+                ((rows, true), Some(known)) => known.keep(&rows),
+                // Words that come before were too common.
+                ((rows, true), None) => {
+                    let says_words = is_all && words.first() == Some(word);
+                    known = Some(Self { rows, says_words });
+                }
+            }
         }
         if known.as_ref().is_some_and(|known| known.rows.len() <= search.bounds.read) {
-            return Ok(known);
+            return Ok(known.map_or(Looked::AtLeast(least), Looked::All));
         }
         // A filter may be rarer than the words.
         let filters = [('l', &search.languages), ('f', &search.formats)];
         for (kind, terms) in filters.into_iter().filter(|(_, terms)| !terms.is_empty()) {
             let terms = terms.iter().map(|term| format!("\"{}\"", search::filter_word(kind, term)));
             let query = terms.collect::<Vec<_>>().join(" OR ");
-            let most = if search.typed.is_empty() { counted } else { search.bounds.sorted };
+            let is_empty = search.typed.is_empty();
+            let most = if is_empty { search.bounds.counted } else { search.bounds.sorted };
             let Some(rows) = matching(connection, search, &query, most)? else { continue };
             match &mut known {
-                Some(known) => known.rows.retain(|row| rows.binary_search(row).is_ok()),
-                None => known = Some(Self { rows, says_words: search.typed.is_empty() }),
+                Some(known) => known.keep(&rows),
+                None => known = Some(Self { rows, says_words: is_empty }),
             }
         }
-        Ok(known)
+        Ok(known.map_or(Looked::AtLeast(least), Looked::All))
     }
+
+    fn keep(&mut self, others: &[i64]) {
+        self.rows.retain(|row| others.binary_search(row).is_ok());
+    }
+}
+
+/// The rows of books with a word that begins with `typed`, ascending, and whether they are all. At most
+/// `left` words of the index are read, and no more than one word is worth.
+fn beginning_with(
+    connection: &Connection,
+    search: &Search<'_>,
+    typed: &str,
+    left: &mut usize,
+) -> Result<(Vec<i64>, bool), StoreError> {
+    let mut statement = connection
+        .prepare_cached("SELECT doc FROM catalog_words WHERE term >= ?1 AND term <= ?2")?;
+    let mut rows = statement.query([typed, &format!("{typed}\u{10ffff}")])?;
+    let ranges = search.ranges();
+    let mut found: Vec<i64> = Vec::new();
+    let most = search.bounds.counted.min(*left);
+    let (mut read, mut is_all) = (0, true);
+    while let Some(row) = rows.next()? {
+        if read == most {
+            is_all = false;
+            break;
+        }
+        read += 1;
+        let row = row.get(0)?;
+        if ranges.iter().any(|(first, last)| (*first..=*last).contains(&row)) {
+            found.push(row);
+        }
+    }
+    *left -= read;
+    found.sort_unstable();
+    found.dedup();
+    Ok((found, is_all))
 }
 
 /// The rows that an FTS5 query finds, ascending; `None` when they are too many.
@@ -340,7 +399,6 @@ fn walk(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::view::Step;
     use crate::crypto::PublicKey;
     use crate::store::Database;
 
@@ -350,7 +408,7 @@ mod tests {
     async fn two_catalogs(db: &Database) -> Vec<Feed> {
         let mut feeds = Vec::new();
         for server in [1u8, 2] {
-            let steps: Vec<_> = (0..150usize)
+            let entries: Vec<_> = (0..150usize)
                 .map(|n| {
                     let word = |place: usize| WORDS[(n * 5 + place * n / 3 + place) % WORDS.len()];
                     let entry = serde_json::json!({
@@ -360,15 +418,12 @@ mod tests {
                         "language": if n % 3 == 0 { "fr" } else { "en" },
                         "addedAt": format!("20{:02}", n % 17),
                     });
-                    Step::read(entry.to_string().as_bytes())
+                    entry.to_string()
                 })
                 .collect();
-            let feed = db.write(move |t| {
-                let server = PublicKey::from_bytes([server; 32]);
-                let feed = view::set_feed(t, &server, server.as_bytes())?;
-                view::apply(t, feed.number, 0, &steps, 5)
-            });
-            feeds.push(feed.await.unwrap());
+            let key = [server; 32];
+            let server = PublicKey::from_bytes(key);
+            feeds.push(view::fixture::replay(db, server, key, &entries).await);
         }
         feeds
     }

@@ -28,8 +28,7 @@ const MAX_CURSOR_BYTES: usize = 600;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ListOptions {
-    /// Words that begin words of the title, author, series or ISBN; case and accents do not matter, and
-    /// numbers of four or more digits count whole.
+    /// Words that begin words of the title, author, series or ISBN; case and accents do not matter.
     pub search: Option<String>,
     /// Only books of one of these formats; all when empty.
     pub formats: Vec<String>,
@@ -206,13 +205,7 @@ mod tests {
     }
 
     async fn replay(db: &Database, server: PublicKey, entries: &[String]) -> Feed {
-        let steps: Vec<_> = entries.iter().map(|entry| Step::read(entry.as_bytes())).collect();
-        db.write(move |t| {
-            let feed = view::set_feed(t, &server, server.as_bytes())?;
-            view::apply(t, feed.number, feed.position, &steps, 5)
-        })
-        .await
-        .unwrap()
+        view::fixture::replay(db, server, *server.as_bytes(), entries).await
     }
 
     fn page(db: &Database, feed: &Feed, options: &ListOptions) -> Page {

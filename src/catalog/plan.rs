@@ -159,7 +159,6 @@ fn invalid(book: &BookEntry, error: &entry::EntryError) -> CatalogError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::view::Step;
     use crate::crypto::PublicKey;
     use crate::store::Database;
 
@@ -184,10 +183,7 @@ mod tests {
             plan: impl FnOnce(&Connection, &Feed) -> Result<Plan, CatalogError>,
         ) -> Changes {
             let plan = self.db.read(|c| plan(c, &self.feed)).unwrap();
-            let steps: Vec<_> = plan.entries.iter().map(|entry| Step::read(entry)).collect();
-            let (number, from) = (self.feed.number, self.feed.position);
-            self.feed =
-                self.db.write(move |t| view::apply(t, number, from, &steps, 0)).await.unwrap();
+            self.feed = view::fixture::replay(&self.db, SERVER, [1; 32], &plan.entries).await;
             plan.changes
         }
     }

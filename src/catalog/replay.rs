@@ -95,6 +95,8 @@ impl Replay {
         let mut changed = false;
         let mut batch = self.read(feed.position, fork)?;
         while !batch.is_empty() {
+            // The view points at entries in the core: they must be there first.
+            self.core.flush().await?;
             let (number, from) = (feed.number, feed.position);
             let after = from + batch.len() as u64;
             let core = self.core.clone();

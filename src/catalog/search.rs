@@ -1,5 +1,6 @@
-//! From what a person types to an FTS5 query and a test, and from a book to what it is found by.
+//! From what a person types to words and a test, and from a book to what it is found by.
 
+use std::cmp::Reverse;
 use std::fmt::Write;
 
 use serde_json::Value;
@@ -60,7 +61,7 @@ impl Keys {
         }
         Self {
             words,
-            author: format!("{}\u{1}{title}", author.as_deref().unwrap_or(NO_AUTHOR)),
+            author: author.unwrap_or_else(|| NO_AUTHOR.to_owned()),
             title,
             added: fold(book.added_at.as_deref().unwrap_or(""), 32),
             format,
@@ -152,69 +153,64 @@ impl Typed {
         self.words.is_empty()
     }
 
-    /// The FTS5 query for the words that tell books apart, and whether it says all: else [`Self::finds`]
-    /// has to be asked of what it finds. Every word is quoted, so that any input is valid.
-    pub(super) fn index_query(&self) -> (String, bool) {
-        let is_rare =
-            |word: &&String| word.chars().count() > 2 && !STOP_WORDS.contains(&word.as_str());
-        let rare: Vec<_> = self.words.iter().filter(is_rare).collect();
-        let chosen = if rare.is_empty() { self.words.iter().collect() } else { rare };
-        let says_all = chosen.len() == self.words.len();
-        let quoted: Vec<_> = chosen
-            .iter()
-            .map(|word| format!("\"{word}\"{}", if is_number(word) { "" } else { "*" }))
-            .collect();
-        (quoted.join(" AND "), says_all)
+    /// The words that tell books apart, the longest first, and whether they are all: else
+    /// [`Self::finds`] has to be asked of what they find.
+    pub(super) fn rare(&self) -> (Vec<&str>, bool) {
+        let words = || self.words.iter().map(String::as_str);
+        let is_rare = |word: &&str| word.chars().count() > 2 && !STOP_WORDS.contains(word);
+        let mut chosen: Vec<_> = words().filter(is_rare).collect();
+        if chosen.is_empty() {
+            chosen = words().collect();
+        }
+        chosen.sort_by_key(|word| Reverse(word.len()));
+        let is_all = chosen.len() == self.words.len();
+        (chosen, is_all)
     }
 
     /// Whether each of the words begins one of `words`.
     pub(super) fn finds(&self, words: &str) -> bool {
-        self.words.iter().all(|typed| {
-            let is_whole = is_number(typed);
-            words
-                .split([' ', '\u{1}'])
-                .any(|word| if is_whole { word == typed } else { word.starts_with(typed.as_str()) })
-        })
+        self.words
+            .iter()
+            .all(|typed| words.split([' ', '\u{1}']).any(|word| word.starts_with(typed.as_str())))
     }
-}
-
-/// Numbers of four or more digits are looked for whole: every ISBN begins like thousands of others, and
-/// the index would have to gather all of them.
-fn is_number(word: &str) -> bool {
-    word.len() >= 4 && word.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn query(input: &str) -> Option<String> {
-        Typed::read(input).map(|typed| typed.index_query().0)
+    fn rare(input: &str) -> Option<Vec<String>> {
+        let typed = Typed::read(input)?;
+        Some(typed.rare().0.into_iter().map(str::to_owned).collect())
+    }
+
+    fn words(input: &str) -> Option<Vec<String>> {
+        Some(input.split(' ').map(str::to_owned).collect())
     }
 
     #[test]
-    fn words_become_quoted_prefixes() {
-        assert_eq!(query("  harry  pot ").as_deref(), Some("\"harry\"* AND \"pot\"*"));
-        assert_eq!(query("say \"hi\" say").as_deref(), Some("\"say\"*"));
+    fn each_word_is_looked_for_once_and_the_longest_first() {
+        assert_eq!(rare("  pot  harry "), words("harry pot"));
+        assert_eq!(rare("say \"hi\" say"), words("say"));
     }
 
     #[test]
     fn common_words_are_looked_for_only_where_there_are_no_others() {
-        assert_eq!(query("the hobbit").as_deref(), Some("\"hobbit\"*"));
-        assert_eq!(query("of the").as_deref(), Some("\"of\"* AND \"the\"*"));
+        assert_eq!(rare("the hobbit"), words("hobbit"));
+        assert_eq!(rare("of the"), words("the of"));
     }
 
     #[test]
     fn nothing_to_look_for_is_no_query() {
         assert_eq!(Typed::read(" "), Some(Typed::default()));
-        assert_eq!(query(" - * \" "), None);
+        assert_eq!(rare(" - * \" "), None);
     }
 
     #[test]
     fn a_dashed_isbn_is_looked_up_by_its_digits() {
-        assert_eq!(query("978-0-14-143951-8").as_deref(), Some("\"9780141439518\""));
-        assert_eq!(query("0 14 143951 3").as_deref(), Some("\"9780141439518\""));
-        assert_eq!(query("catch-22").as_deref(), Some("\"catch\"*"));
+        assert_eq!(rare("978-0-14-143951-8"), words("9780141439518"));
+        assert_eq!(rare("0 14 143951 3"), words("9780141439518"));
+        assert_eq!(rare("catch-22"), words("catch"));
     }
 
     #[test]

@@ -146,10 +146,8 @@ fn compare(connection: &Connection, core: &Core, server: &PublicKey) -> Result<b
         }
         at += blocks.len() as u64;
     }
-    let mut rows = snapshot.prepare(
-        "SELECT book_id, entry FROM catalog_books JOIN catalog_entries USING (row) \
-         WHERE row BETWEEN ?1 AND ?2",
-    )?;
+    let mut rows = snapshot
+        .prepare("SELECT book_id, entry FROM catalog_entries WHERE row BETWEEN ?1 AND ?2")?;
     let (first, last) = view::rows_of(feed.number);
     let mut rows = rows.query([first, last])?;
     while let Some(row) = rows.next()? {

@@ -3,7 +3,9 @@
 //! A feed has a number; a book's row is `number << 32 | sequence`, so that one range of row ids is one
 //! catalog, in the order of publication, in the table as in the search index. A book keeps its row when
 //! it is described anew. The position up to which a feed was replayed is written in the transaction
-//! that writes the rows.
+//! that writes the rows. What a book's entry says is read where the feed's core keeps it.
+
+use std::ops::RangeInclusive;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
@@ -18,6 +20,8 @@ pub const MAX_BOOKS: u64 = 1_000_000;
 
 /// How many bits of a row id number the books of a feed.
 pub(super) const SEQUENCE_BITS: u32 = 32;
+/// How many bits of a row id number the books of a part, which is sorted by itself.
+pub(super) const PART_BITS: u32 = 14;
 /// The last sequence number of a feed.
 const MAX_SEQUENCE: i64 = (1 << SEQUENCE_BITS) - 1;
 
@@ -41,10 +45,18 @@ pub struct Feed {
     next_sequence: i64,
 }
 
+impl Feed {
+    /// The parts that the feed's books are in.
+    pub(super) fn parts(&self) -> RangeInclusive<i64> {
+        let (first, _) = rows_of(self.number);
+        let last = first | (self.next_sequence - 1).clamp(0, MAX_SEQUENCE);
+        first >> PART_BITS..=last >> PART_BITS
+    }
+}
+
 /// One entry, read before the transaction begins.
 pub(super) struct Step {
     read: Result<Entry, EntryError>,
-    json: String,
     keys: Keys,
 }
 
@@ -52,11 +64,11 @@ impl Step {
     /// Reads a block of a feed.
     pub(super) fn read(block: &[u8]) -> Self {
         let read = entry::decode(block);
-        let (json, keys) = match &read {
-            Ok(Entry::Added(book)) => (String::from_utf8_lossy(block).into_owned(), Keys::of(book)),
-            _ => Default::default(),
+        let keys = match &read {
+            Ok(Entry::Added(book)) => Keys::of(book),
+            _ => Keys::default(),
         };
-        Self { read, json, keys }
+        Self { read, keys }
     }
 }
 
@@ -121,7 +133,6 @@ pub(super) fn remove(
     let (first, last) = rows_of(feed.number);
     for sql in [
         "DELETE FROM catalog_search WHERE rowid BETWEEN ?1 AND ?2",
-        "DELETE FROM catalog_entries WHERE row BETWEEN ?1 AND ?2",
         "DELETE FROM catalog_books WHERE row BETWEEN ?1 AND ?2",
     ] {
         transaction.execute(sql, [first, last])?;
@@ -179,43 +190,41 @@ fn apply_steps(
     steps: &[Step],
 ) -> Result<(), StoreError> {
     let mut insert = transaction.prepare_cached(
-        "INSERT INTO catalog_books (row, feed, book_id, title, author, added, format, language) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (feed, book_id) DO NOTHING",
+        "INSERT INTO catalog_books \
+         (row, feed, part, block, book_id, title, author, added, format, language) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT (feed, book_id) DO NOTHING",
     )?;
     let mut replace = transaction.prepare_cached(
-        "UPDATE catalog_books SET title = ?3, author = ?4, added = ?5, format = ?6, language = ?7 \
-         WHERE feed = ?1 AND book_id = ?2 RETURNING row",
+        "UPDATE catalog_books SET title = ?3, author = ?4, added = ?5, format = ?6, language = ?7, \
+         block = ?8 WHERE feed = ?1 AND book_id = ?2 RETURNING row",
     )?;
     let mut delete = transaction.prepare_cached(
         "DELETE FROM catalog_books WHERE feed = ?1 AND book_id = ?2 RETURNING row",
     )?;
-    let mut put = transaction
-        .prepare_cached("INSERT OR REPLACE INTO catalog_entries (row, entry) VALUES (?1, ?2)")?;
-    let mut drop = transaction.prepare_cached("DELETE FROM catalog_entries WHERE row = ?1")?;
     let mut index =
         transaction.prepare_cached("INSERT INTO catalog_search (rowid, words) VALUES (?1, ?2)")?;
     let mut unindex = transaction.prepare_cached("DELETE FROM catalog_search WHERE rowid = ?1")?;
-    for step in steps {
+    for (block, step) in (feed.position..).zip(steps) {
         match &step.read {
             Ok(Entry::Added(book)) => {
                 let (number, id, keys) = (feed.number, &book.id, &step.keys);
                 let Keys { words, title, author, added, format, language } = keys;
                 let row = rows_of(number).0 | feed.next_sequence;
                 let has_room = feed.books < MAX_BOOKS && feed.next_sequence < MAX_SEQUENCE;
-                let fields = params![row, number, id, title, author, added, format, language];
+                let part = row >> PART_BITS;
+                let fields =
+                    params![row, number, part, block, id, title, author, added, format, language];
                 if has_room && insert.execute(fields)? == 1 {
-                    put.execute(params![row, step.json])?;
                     index.execute(params![row, words])?;
                     feed.next_sequence += 1;
                     feed.books += 1;
                     continue;
                 }
-                let fields = params![number, id, title, author, added, format, language];
+                let fields = params![number, id, title, author, added, format, language, block];
                 let replaced: Option<i64> =
                     replace.query_row(fields, |row| row.get(0)).optional()?;
                 match replaced {
                     Some(row) => {
-                        put.execute(params![row, step.json])?;
                         unindex.execute([row])?;
                         index.execute(params![row, words])?;
                     }
@@ -226,7 +235,6 @@ fn apply_steps(
                 let removed: Option<i64> =
                     delete.query_row(params![feed.number, id], |row| row.get(0)).optional()?;
                 if let Some(row) = removed {
-                    drop.execute([row])?;
                     unindex.execute([row])?;
                     feed.books = feed.books.saturating_sub(1);
                 }
@@ -247,11 +255,9 @@ pub(super) fn entry_json(
     number: i64,
     book_id: &str,
 ) -> Result<Option<String>, StoreError> {
-    let mut statement = connection.prepare_cached(
-        "SELECT entry FROM catalog_books JOIN catalog_entries USING (row) \
-         WHERE feed = ?1 AND book_id = ?2",
-    )?;
-    Ok(statement.query_row(params![number, book_id], |row| row.get(0)).optional()?)
+    let mut statement = connection
+        .prepare_cached("SELECT entry FROM catalog_entries WHERE feed = ?1 AND book_id = ?2")?;
+    Ok(statement.query_row(params![number, book_id], text).optional()?.flatten())
 }
 
 /// The ids of every book in a catalog.
@@ -266,5 +272,44 @@ pub(super) fn book_ids(connection: &Connection, number: i64) -> Result<Vec<Strin
 pub(super) fn entry_at(connection: &Connection, row: i64) -> Result<Option<String>, StoreError> {
     let mut statement =
         connection.prepare_cached("SELECT entry FROM catalog_entries WHERE row = ?1")?;
-    Ok(statement.query_row([row], |row| row.get(0)).optional()?)
+    Ok(statement.query_row([row], text).optional()?.flatten())
+}
+
+/// A text that may be damaged.
+fn text(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<String>> {
+    Ok(std::str::from_utf8(row.get_ref(0)?.as_bytes()?).ok().map(str::to_owned))
+}
+
+#[cfg(test)]
+pub(super) mod fixture {
+    use super::*;
+    use crate::store::Database;
+
+    /// Puts `entries` into the feed with `key` and replays them.
+    pub(in super::super) async fn replay(
+        database: &Database,
+        server: PublicKey,
+        key: [u8; 32],
+        entries: &[impl AsRef<[u8]>],
+    ) -> Feed {
+        let blocks: Vec<_> = entries.iter().map(|entry| entry.as_ref().to_vec()).collect();
+        let steps: Vec<_> = blocks.iter().map(|block| Step::read(block)).collect();
+        let write = move |transaction: &Transaction<'_>| {
+            let feed = set_feed(transaction, &server, &key)?;
+            transaction.execute(
+                "INSERT INTO cores (discovery_key, key, fork, length, byte_length) \
+                 VALUES (?1, ?1, 0, 0, 0) ON CONFLICT DO NOTHING",
+                [key],
+            )?;
+            for (index, block) in (feed.position..).zip(&blocks) {
+                transaction.execute(
+                    "INSERT INTO core_blocks (place, bytes) \
+                     SELECT id << 40 | ?2, ?3 FROM cores WHERE key = ?1",
+                    params![key, index, block],
+                )?;
+            }
+            apply(transaction, feed.number, feed.position, &steps, 5)
+        };
+        database.write(write).await.unwrap()
+    }
 }

@@ -1,4 +1,5 @@
-//! Walking several catalogs' indexes at once, in one order.
+//! Walking several catalogs at once, in one order. Each part of a catalog is sorted by itself; what is read
+//! ahead of all parts is merged.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -7,11 +8,12 @@ use std::collections::VecDeque;
 use rusqlite::Connection;
 
 use super::find::{Place, Search, Sort};
-use super::view;
+use super::view::{self, Feed};
 use crate::store::StoreError;
 
-/// How many steps are read of one catalog at a time, at first and at most.
-const FIRST_STEPS: usize = 64;
+/// How many steps are read of all parts together at first, of one at least, and of one at most.
+const FIRST_STEPS: usize = 256;
+const LEAST_STEPS: usize = 8;
 const MOST_STEPS: usize = 1024;
 /// Sorts behind every key.
 const END: &str = "\u{10ffff}\u{10ffff}";
@@ -40,14 +42,16 @@ pub(super) struct Walk<'a> {
     except: Option<String>,
     first: Place,
     last: Place,
-    feeds: Vec<Ahead>,
+    parts: Vec<Ahead>,
     heads: BinaryHeap<Head>,
     is_started: bool,
 }
 
-/// What was read ahead of one catalog.
+/// What was read ahead of one part.
 struct Ahead {
-    number: i64,
+    part: i64,
+    /// The first row of the part, and the last.
+    rows: (i64, i64),
     steps: VecDeque<Step>,
     /// Where to read on; `None` at the end.
     from: Option<Place>,
@@ -95,11 +99,14 @@ impl<'a> Walk<'a> {
                 }
             }
             let from = if search.descending { high.clone() } else { low.clone() };
-            let ahead = |number| Ahead {
-                number,
+            let parts = parts_of(search);
+            let size = (FIRST_STEPS / parts.len().max(1)).max(LEAST_STEPS);
+            let ahead = |(part, rows)| Ahead {
+                part,
+                rows,
                 steps: VecDeque::new(),
                 from: Some(from.clone()),
-                size: FIRST_STEPS,
+                size,
             };
             walks.push(Self {
                 connection,
@@ -107,7 +114,7 @@ impl<'a> Walk<'a> {
                 descending: search.descending,
                 class,
                 except,
-                feeds: search.feeds.iter().map(|feed| ahead(feed.number)).collect(),
+                parts: parts.into_iter().map(ahead).collect(),
                 first: low,
                 last: high,
                 heads: BinaryHeap::new(),
@@ -121,13 +128,13 @@ impl<'a> Walk<'a> {
     pub(super) fn next(&mut self, keep: &Keep<'_>) -> Result<Option<Step>, StoreError> {
         if !self.is_started {
             self.is_started = true;
-            for at in 0..self.feeds.len() {
+            for at in 0..self.parts.len() {
                 self.offer(at, keep)?;
             }
         }
         let Some(head) = self.heads.pop() else { return Ok(None) };
         let (Head::Up(Reverse((_, at))) | Head::Down(_, at)) = head;
-        let step = self.feeds.get_mut(at).and_then(|feed| feed.steps.pop_front());
+        let step = self.parts.get_mut(at).and_then(|part| part.steps.pop_front());
         self.offer(at, keep)?;
         Ok(step.map(|mut step| {
             step.place.key.insert_str(0, self.class);
@@ -135,10 +142,10 @@ impl<'a> Walk<'a> {
         }))
     }
 
-    /// Puts the first step of a catalog among the heads.
+    /// Puts the first step of a part among the heads.
     fn offer(&mut self, at: usize, keep: &Keep<'_>) -> Result<(), StoreError> {
         self.read(at, keep)?;
-        let step = self.feeds.get(at).and_then(|feed| feed.steps.front());
+        let step = self.parts.get(at).and_then(|part| part.steps.front());
         if let Some(place) = step.map(|step| step.place.clone()) {
             let up = |place| Head::Up(Reverse((place, at)));
             self.heads.push(if self.descending { Head::Down(place, at) } else { up(place) });
@@ -146,21 +153,27 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Reads ahead in a catalog of which nothing is left.
+    /// Reads ahead in a part of which nothing is left.
     fn read(&mut self, at: usize, keep: &Keep<'_>) -> Result<(), StoreError> {
-        let Some(feed) = self.feeds.get_mut(at) else { return Ok(()) };
-        while feed.steps.is_empty() {
-            let Some(from) = feed.from.take() else { return Ok(()) };
+        let Some(part) = self.parts.get_mut(at) else { return Ok(()) };
+        while part.steps.is_empty() {
+            let Some(from) = part.from.take() else { return Ok(()) };
             let (low, high) =
                 if self.descending { (&self.first, &from) } else { (&from, &self.last) };
             let mut statement = self.connection.prepare_cached(sql(self.sort, self.descending))?;
-            let (first, last) = view::rows_of(feed.number);
-            let limit = feed.size as i64;
-            let mut rows = if self.sort == Sort::Published {
-                let (low, high) = (low.row.max(first - 1), high.row.min(last.saturating_add(1)));
-                statement.query((low, high, limit))?
-            } else {
-                statement.query((feed.number, &low.key, low.row, &high.key, high.row, limit))?
+            let limit = part.size as i64;
+            let mut rows = match self.sort {
+                Sort::Published => {
+                    let (first, last) = part.rows;
+                    statement.query((low.row.max(first - 1), high.row.min(last + 1), limit))?
+                }
+                Sort::Author => {
+                    let (one, other) = (author_and_title(&low.key), author_and_title(&high.key));
+                    statement.query(rusqlite::params![
+                        part.part, one.0, one.1, low.row, other.0, other.1, high.row, limit
+                    ])?
+                }
+                _ => statement.query((part.part, &low.key, low.row, &high.key, high.row, limit))?,
             };
             let tells = !matches!(self.sort, Sort::Added | Sort::Published);
             let mut count = 0;
@@ -172,23 +185,42 @@ impl<'a> Walk<'a> {
                 let (key, id) = (text(0)?, row.get(1)?);
                 let is_left = self.except.as_ref().is_some_and(|text| key.starts_with(text));
                 let is_kept = !is_left && keep(id, text(2)?, text(3)?);
-                let is_last = count == feed.size;
+                let is_last = count == part.size;
                 if is_kept || is_last {
                     let words = if tells { key.to_owned() } else { String::new() };
-                    feed.steps.push_back(Step {
+                    part.steps.push_back(Step {
                         place: Place { key: key.to_owned(), row: id },
                         words: is_kept.then_some(words),
                         weight: if is_last { count } else { 0 },
                     });
                 }
                 if is_last {
-                    feed.from = Some(Place { key: key.to_owned(), row: id });
+                    part.from = Some(Place { key: key.to_owned(), row: id });
                 }
             }
-            feed.size = MOST_STEPS.min(feed.size * 2);
+            part.size = MOST_STEPS.min(part.size * 2);
         }
         Ok(())
     }
+}
+
+/// The parts to walk through, each with its rows. In the order of rows a catalog is one part.
+fn parts_of(search: &Search<'_>) -> Vec<(i64, (i64, i64))> {
+    let whole = |feed: &Feed| (0, view::rows_of(feed.number));
+    if search.sort == Sort::Published {
+        return search.feeds.iter().map(whole).collect();
+    }
+    let parts = search.feeds.iter().flat_map(Feed::parts);
+    parts.map(|part| (part, (0, 0))).collect()
+}
+
+/// What a key of [`Sort::Author`] is made of.
+pub(super) fn author_key(author: &str, title: &str) -> String {
+    format!("{author}\u{1}{title}")
+}
+
+fn author_and_title(key: &str) -> (&str, &str) {
+    key.split_once('\u{1}').unwrap_or((key, ""))
 }
 
 fn sql(sort: Sort, descending: bool) -> &'static str {
@@ -200,7 +232,7 @@ fn sql(sort: Sort, descending: bool) -> &'static str {
                 ", row, format, language FROM catalog_books \
                  INDEXED BY catalog_by_",
                 $column,
-                " WHERE feed = ?1 \
+                " WHERE part = ?1 \
                  AND (",
                 $column,
                 ", row) > (?2, ?3) AND (",
@@ -219,8 +251,17 @@ fn sql(sort: Sort, descending: bool) -> &'static str {
     match (sort, descending) {
         (Sort::Title | Sort::Relevance, false) => by!("title", "ASC"),
         (Sort::Title | Sort::Relevance, true) => by!("title", "DESC"),
-        (Sort::Author, false) => by!("author", "ASC"),
-        (Sort::Author, true) => by!("author", "DESC"),
+        (Sort::Author, false) => {
+            "SELECT author || char(1) || title, row, format, language FROM catalog_books \
+             INDEXED BY catalog_by_author WHERE part = ?1 AND (author, title, row) > (?2, ?3, ?4) \
+             AND (author, title, row) < (?5, ?6, ?7) ORDER BY author, title, row LIMIT ?8"
+        }
+        (Sort::Author, true) => {
+            "SELECT author || char(1) || title, row, format, language FROM catalog_books \
+             INDEXED BY catalog_by_author WHERE part = ?1 AND (author, title, row) > (?2, ?3, ?4) \
+             AND (author, title, row) < (?5, ?6, ?7) \
+             ORDER BY author DESC, title DESC, row DESC LIMIT ?8"
+        }
         (Sort::Added, false) => by!("added", "ASC"),
         (Sort::Added, true) => by!("added", "DESC"),
         (Sort::Published, false) => {

@@ -7,9 +7,6 @@ BEGIN
   DELETE FROM catalog_search WHERE rowid IN (
     SELECT row FROM catalog_books JOIN catalog_feeds ON feed = number WHERE feed_key = NEW.key
   );
-  DELETE FROM catalog_entries WHERE row IN (
-    SELECT row FROM catalog_books JOIN catalog_feeds ON feed = number WHERE feed_key = NEW.key
-  );
   DELETE FROM catalog_books WHERE feed IN (
     SELECT number FROM catalog_feeds WHERE feed_key = NEW.key
   );

@@ -206,8 +206,9 @@ async fn a_database_of_the_version_before_search_is_filled_from_its_feeds() {
     let database = rusqlite::Connection::open(b_disk.path("p2p.db")).unwrap();
     database
         .execute_batch(
-            "DROP TRIGGER catalog_follows_forks; \
-             DROP TABLE catalog_books; DROP TABLE catalog_entries; DROP TABLE catalog_search; \
+            "DROP TRIGGER catalog_follows_forks; DROP VIEW catalog_entries; \
+             DROP TABLE catalog_books; DROP TABLE catalog_words; DROP TABLE catalog_search; \
+             DROP INDEX cores_by_key; \
              DROP INDEX transfers_by_book; \
              CREATE TABLE catalog_books (row INTEGER PRIMARY KEY, feed INTEGER NOT NULL, \
                book_id TEXT NOT NULL, entry TEXT NOT NULL, UNIQUE (feed, book_id)) STRICT; \
