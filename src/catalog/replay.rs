@@ -89,7 +89,18 @@ impl Replay {
             });
             // The next batch is read while the writer thread works on this one.
             let (written, next) = tokio::join!(write, async { self.read(after) });
-            *feed = written?;
+            match written {
+                Ok(moved) => *feed = moved,
+                // Somebody who stopped waiting for it has replayed this part.
+                Err(CatalogError::Moved) => {
+                    let found = self.database.read(|c| view::feed(c, &feed.server))?;
+                    let is_ahead = |found: &Feed| found.number == number && found.position > from;
+                    *feed = found.filter(is_ahead).ok_or(CatalogError::Moved)?;
+                    batch = self.read(feed.position)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
             batch = next?;
             changed = true;
             if reported.elapsed() >= REPORT_INTERVAL {

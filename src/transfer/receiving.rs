@@ -22,7 +22,7 @@ use crate::store::Durability;
 /// How often a peer is asked again for what waits for its answer.
 const ASK_AGAIN: Duration = Duration::from_secs(20);
 /// How often the end of a job is written down again while the database fails.
-const RETRY: Duration = Duration::from_secs(2);
+pub(super) const RETRY: Duration = Duration::from_secs(2);
 
 impl Engine {
     /// Asks for a book. The same book of the same peer that is under way is the same transfer; one
