@@ -112,6 +112,21 @@ impl Error {
         Self { code, message: message.into() }
     }
 
+    /// A failure that may be the disk's: then the message begins with what to do.
+    pub(crate) fn of_disk(code: ErrorCode, what: impl fmt::Display) -> Self {
+        let message = match code {
+            ErrorCode::DiskFull => {
+                format!("the disk is full: make room on it, then try again ({what})")
+            }
+            ErrorCode::Io => format!(
+                "the disk could not be read or written: see whether it is whole and there, then try \
+                 again ({what})"
+            ),
+            _ => what.to_string(),
+        };
+        Self { code, message }
+    }
+
     /// The node was closed.
     #[must_use]
     pub fn closed() -> Self {
@@ -126,7 +141,7 @@ impl From<std::io::Error> for Error {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => ErrorCode::DiskFull,
             _ => ErrorCode::Io,
         };
-        Self::new(code, error.to_string())
+        Self::of_disk(code, error)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::crypto::{PublicKey, discovery_key};
 use crate::error::{Error, ErrorCode};
 use crate::hypercore::replicator::{CoreHandle, Download, Policy};
 use crate::hypercore::static_core::Progress;
-use crate::hypercore::{Core, CoreError, OpenOptions};
+use crate::hypercore::{Core, CoreChange, CoreError, OpenOptions};
 use crate::sync::lock;
 
 /// How many entries of a peer's feed are fetched: enough for a full catalog that was rewritten a few
@@ -33,14 +33,15 @@ pub(super) struct PeerFeeds {
 struct PeerFeed {
     key: [u8; 32],
     core: Core,
-    handle: CoreHandle,
+    /// Another one when it is fetched again after it could not be stored.
+    handle: Mutex<CoreHandle>,
     cancel: CancellationToken,
 }
 
 impl PeerFeed {
     async fn close(&self) {
         self.cancel.cancel();
-        self.handle.close();
+        lock(&self.handle).close();
         if let Err(error) = self.core.close().await {
             tracing::warn!(%error, "a peer's feed did not close cleanly");
         }
@@ -59,6 +60,21 @@ impl PeerFeeds {
     /// The length of a peer's feed as far as it is known, in entries.
     pub(super) fn length(&self, peer: &PublicKey) -> Option<u64> {
         lock(&self.open).get(peer).map(|feed| feed.core.length())
+    }
+
+    /// The core of a feed, while it is followed as the peer's.
+    pub(super) fn core(&self, peer: &PublicKey, key: &[u8; 32]) -> Option<Core> {
+        let open = lock(&self.open);
+        open.get(peer).filter(|feed| feed.key == *key).map(|feed| feed.core.clone())
+    }
+
+    /// Fetches a feed again that could not be stored.
+    pub(super) fn share_anew(&self, options: &CatalogOptions, peer: &PublicKey, key: &[u8; 32]) {
+        let open = lock(&self.open);
+        let Some(feed) = open.get(peer).filter(|feed| feed.key == *key) else { return };
+        if !is_too_long(&feed.core.state()) {
+            *lock(&feed.handle) = share(options, *peer, &feed.core);
+        }
     }
 
     /// Whose feed has this key.
@@ -154,19 +170,14 @@ impl PeerFeeds {
                 view::set_feed(transaction, &peer, &key)
             })
             .await?;
-        let policy = Policy {
-            download: Download::All,
-            // The peer's catalog is its own business: nobody gets it from us but itself.
-            upload: Arc::new(move |asking| *asking == peer),
-            peers: Some(Arc::new(move |asking| *asking == peer)),
-        };
-        let handle = options.replicator.add(core.clone(), policy);
+        let handle = share(options, peer, &core);
         let cancel = CancellationToken::new();
         let replay =
             Replay::new(options.database.clone(), core.clone(), options.events.clone(), feed);
         crate::tasks::spawn(replay.follow(cancel.clone()));
-        crate::tasks::spawn(limit(core.clone(), handle.clone(), peer, cancel.clone()));
-        lock(&self.open).insert(peer, Arc::new(PeerFeed { key, core, handle, cancel }));
+        let feed = Arc::new(PeerFeed { key, core, handle: Mutex::new(handle), cancel });
+        crate::tasks::spawn(limit(Arc::clone(&feed), peer));
+        lock(&self.open).insert(peer, feed);
         Ok(())
     }
 
@@ -281,23 +292,37 @@ fn signed_by(core: &Core, server: &PublicKey) -> bool {
         .is_some_and(|manifest| manifest.signers.iter().any(|signer| signer.public_key == *server))
 }
 
+/// Fetches a peer's feed from the peer. Its catalog is its own business: nobody gets it from us but itself.
+fn share(options: &CatalogOptions, peer: PublicKey, core: &Core) -> CoreHandle {
+    let policy = Policy {
+        download: Download::All,
+        upload: Arc::new(move |asking| *asking == peer),
+        peers: Some(Arc::new(move |asking| *asking == peer)),
+    };
+    options.replicator.add(core.clone(), policy)
+}
+
+fn is_too_long(state: &CoreChange) -> bool {
+    state.length > MAX_FEED_ENTRIES || state.byte_length > MAX_FEED_BYTES
+}
+
 /// Stops fetching a feed that outgrows what a catalog can be.
-async fn limit(core: Core, handle: CoreHandle, peer: PublicKey, cancel: CancellationToken) {
-    let mut changes = core.subscribe();
+async fn limit(feed: Arc<PeerFeed>, peer: PublicKey) {
+    let mut changes = feed.core.subscribe();
     loop {
         let state = *changes.borrow_and_update();
-        if state.length > MAX_FEED_ENTRIES || state.byte_length > MAX_FEED_BYTES {
+        if is_too_long(&state) {
             tracing::warn!(
                 peer = peer.short(),
                 length = state.length,
                 bytes = state.byte_length,
                 "a peer's feed is too long; it is followed no further"
             );
-            handle.set_download(Download::None);
+            lock(&feed.handle).set_download(Download::None);
             return;
         }
         tokio::select! {
-            () = cancel.cancelled() => return,
+            () = feed.cancel.cancelled() => return,
             changed = changes.changed() => if changed.is_err() { return },
         }
     }

@@ -10,7 +10,7 @@
 //! | `own.rs`, `plan.rs`, `sources.rs` | this node's feed; what must be appended; where the bytes are |
 //! | `halt.rs`, `recovery.rs` | what stops publishing; how it goes on, or with a new feed |
 //! | `verify.rs` | reads everything again to see that it is whole |
-//! | `feeds.rs` | peers' feeds |
+//! | `feeds.rs`, `mend.rs` | peers' feeds; those that could not be stored |
 
 mod across;
 mod book;
@@ -23,6 +23,7 @@ mod fold;
 mod halt;
 mod have;
 mod list;
+mod mend;
 mod own;
 mod plan;
 mod recovery;
@@ -137,6 +138,7 @@ impl Catalog {
         let inner = Arc::new(Inner { options, own, peers, cancel });
         crate::tasks::spawn(watch_for_copies(Arc::downgrade(&inner)));
         crate::tasks::spawn(confirm(Arc::downgrade(&inner)));
+        crate::tasks::spawn(mend::mend(Arc::downgrade(&inner)));
         Ok(Self { inner })
     }
 

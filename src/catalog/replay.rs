@@ -108,11 +108,20 @@ impl Replay {
             });
             // The next batch is read while the writer thread works on this one.
             let (written, next) = tokio::join!(write, async { self.read(after, fork) });
-            if self.core.fork() != fork && matches!(written, Err(CatalogError::Moved)) {
+            match written {
+                Ok(moved) => *feed = moved,
                 // The change is heard of, and the new fork replayed, in the next turn.
-                return Ok(());
+                Err(CatalogError::Moved) if self.core.fork() != fork => return Ok(()),
+                // Somebody who stopped waiting for it has replayed this part.
+                Err(CatalogError::Moved) => {
+                    let found = self.database.read(|c| view::feed(c, &feed.server))?;
+                    let is_ahead = |found: &Feed| found.number == number && found.position > from;
+                    *feed = found.filter(is_ahead).ok_or(CatalogError::Moved)?;
+                    batch = self.read(feed.position, fork)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
             }
-            *feed = written?;
             batch = next?;
             changed = true;
             if reported.elapsed() >= REPORT_INTERVAL {

@@ -106,7 +106,7 @@ impl From<CoreError> for Error {
             },
             CoreError::Cancelled => ErrorCode::Aborted,
         };
-        Self::new(code, error.to_string())
+        Self::of_disk(code, error)
     }
 }
 

@@ -397,7 +397,7 @@ fn make_private(folder: &Path) -> Result<()> {
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(folder).map_err(|error| {
-        let message = format!("the data directory {} cannot be made: {error}", folder.display());
-        Error::new(Error::from(error).code, message)
+        let what = format!("the data directory {} cannot be made: {error}", folder.display());
+        Error::of_disk(Error::from(error).code, what)
     })
 }

@@ -162,8 +162,8 @@ impl Part {
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         options.open(&path).map_err(|error| {
-            let message = format!("no file can be made beside {}: {error}", to.display());
-            Error::new(Error::from(error).code, message)
+            let what = format!("no file can be made beside {}: {error}", to.display());
+            Error::of_disk(Error::from(error).code, what)
         })?;
         Ok(Self { path })
     }

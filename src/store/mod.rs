@@ -5,10 +5,14 @@
 //! its neighbours. An acknowledged [`Database::write`] survives `kill -9` and power loss: a second thread
 //! syncs the log for all that wait for it, while the next transactions run. Reads run on the caller's
 //! thread over a small pool of read-only connections and see every acknowledged write.
+//!
+//! What the disk refuses is an error of the write that it was for, and the next one is tried anew: nothing
+//! has to be opened again when there is room, or the disk works. `writer.rs` says what a failed sync means.
 
 mod backup;
 mod cores;
 mod integrity;
+mod log;
 mod schema;
 mod writer;
 
@@ -71,7 +75,7 @@ impl From<StoreError> for Error {
             },
             StoreError::Sqlite(_) => ErrorCode::Internal,
         };
-        Self::new(code, format!("the database p2p.db failed: {error}"))
+        Self::of_disk(code, format!("the database p2p.db failed: {error}"))
     }
 }
 

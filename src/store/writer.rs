@@ -1,13 +1,19 @@
 //! The two threads behind [`Database::write`](super::Database::write): one runs transactions, the other
 //! syncs the log.
+//!
+//! When a sync fails, those who wait for it are told: what they wrote may be there after a restart, or not.
+//! No transaction begins any more until the log was brought back ([`Log::bring_back`]), which each further
+//! write tries. So nothing is ever acknowledged that stands on something the disk may have lost.
 
-use std::fs::File;
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::{Builder, JoinHandle};
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, Transaction, TransactionBehavior, ffi};
 
+use super::log::{Log, failure};
 use super::{Durability, StoreError};
 
 /// How many writes one transaction takes at most.
@@ -42,15 +48,18 @@ pub(super) struct Writer {
 impl Writer {
     /// Starts the threads. The log of the database at `path` exists already.
     pub(super) fn start(connection: Connection, path: &Path) -> Result<Self, StoreError> {
-        let mut log = path.as_os_str().to_owned();
-        log.push("-wal");
-        // Windows syncs only what is open for writing.
-        let log = File::options().write(true).open(Path::new(&log)).map_err(cannot_start)?;
+        let log = Log::of(path).map_err(cannot_start)?;
+        let own_log = log.reopened().map_err(cannot_start)?;
+        let trust = Arc::new(Trust::default());
         let (jobs, queue) = mpsc::channel();
         let (unsynced, waiting) = mpsc::channel();
-        let syncs = thread("alex-p2p-sync", move || sync_log(&log, &waiting))?;
-        let transactions =
-            thread("alex-p2p-db", move || run_transactions(connection, &queue, &unsynced))?;
+        let trusts = Arc::clone(&trust);
+        let syncs = thread("alex-p2p-sync", move || sync_log(&log, &trusts, &waiting))?;
+        let transactions = thread("alex-p2p-db", move || {
+            let mut thread = Transactions { connection, log: own_log, trust };
+            thread.run(&queue, &unsynced);
+            thread.close();
+        })?;
         Ok(Self { jobs, transactions, syncs })
     }
 
@@ -73,38 +82,88 @@ fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle
 }
 
 fn cannot_start(error: std::io::Error) -> StoreError {
-    rusqlite::Error::ToSqlConversionFailure(Box::new(error)).into()
+    failure(ffi::SQLITE_CANTOPEN, &error).into()
 }
 
-fn run_transactions(
-    mut connection: Connection,
-    queue: &mpsc::Receiver<Job>,
-    unsynced: &mpsc::Sender<Vec<Finish>>,
-) {
-    while let Ok(first) = queue.recv() {
-        let mut group = vec![first];
-        while group.len() < GROUP_LIMIT {
-            let Ok(job) = queue.try_recv() else { break };
-            group.push(job);
-        }
-        let (finishes, committed) = run_group(&mut connection, group);
-        if let Err(error) = &committed {
-            tracing::error!(%error, "a transaction failed");
-        }
-        let mut unsynced_now = Vec::new();
-        for (durability, finish) in finishes {
-            if durability == Durability::Power && committed.is_ok() {
-                unsynced_now.push(finish);
-            } else {
-                finish(committed.as_ref().copied());
+/// What the thread that writes has.
+struct Transactions {
+    connection: Connection,
+    log: Log,
+    trust: Arc<Trust>,
+}
+
+/// Whether what is in the log gets to the disk: not when more syncs have failed than were made good.
+#[derive(Default)]
+struct Trust {
+    failed: AtomicU64,
+    made_good: AtomicU64,
+}
+
+impl Trust {
+    fn is_lost(&self) -> bool {
+        self.made_good.load(Ordering::SeqCst) != self.failed.load(Ordering::SeqCst)
+    }
+}
+
+impl Transactions {
+    fn run(&mut self, queue: &mpsc::Receiver<Job>, unsynced: &mpsc::Sender<Vec<Finish>>) {
+        while let Ok(first) = queue.recv() {
+            let mut group = vec![first];
+            while group.len() < GROUP_LIMIT {
+                let Ok(job) = queue.try_recv() else { break };
+                group.push(job);
+            }
+            if let Err(error) = self.trust_log() {
+                for job in group {
+                    ((job.run)(Err(&error)).finish)(Err(&error));
+                }
+                continue;
+            }
+            let (finishes, committed) = run_group(&mut self.connection, group);
+            if let Err(error) = &committed {
+                tracing::error!(%error, "a transaction failed");
+            }
+            let mut unsynced_now = Vec::new();
+            for (durability, finish) in finishes {
+                if durability == Durability::Power && committed.is_ok() {
+                    unsynced_now.push(finish);
+                } else {
+                    finish(committed.as_ref().copied());
+                }
+            }
+            if !unsynced_now.is_empty() && unsynced.send(unsynced_now).is_err() {
+                tracing::error!("the database's sync thread is gone");
             }
         }
-        if !unsynced_now.is_empty() && unsynced.send(unsynced_now).is_err() {
-            tracing::error!("the database's sync thread is gone");
-        }
     }
-    if let Err((_, error)) = connection.close() {
-        tracing::warn!(%error, "the database did not close cleanly");
+
+    /// Makes sure that what stands in the log is on disk, or can still get there.
+    fn trust_log(&self) -> Result<(), rusqlite::Error> {
+        if !self.trust.is_lost() {
+            return Ok(());
+        }
+        let failed = self.trust.failed.load(Ordering::SeqCst);
+        if let Err(error) = self.log.bring_back(&self.connection) {
+            tracing::error!(%error, "the database's log cannot be brought back to disk");
+            return Err(error);
+        }
+        // A sync that failed meanwhile is not made good.
+        self.trust.made_good.store(failed, Ordering::SeqCst);
+        tracing::warn!("the database's log was written again after a failed sync");
+        Ok(())
+    }
+
+    fn close(self) {
+        if self.trust_log().is_err() {
+            // The log stays, and is checked when it is opened again.
+            let keep = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+            if let Err(error) = self.connection.set_db_config(keep, true) {
+                tracing::warn!(%error, "the database's log could not be kept");
+            }
+        }
+        if let Err((_, error)) = self.connection.close() {
+            tracing::warn!(%error, "the database did not close cleanly");
+        }
     }
 }
 
@@ -123,11 +182,21 @@ fn run_group(
         finishes.push((job.durability, finish));
         // What a failed write did must not be committed with its neighbours.
         if !is_done {
-            begun = begun.and_then(|transaction| run(transaction, "ROLLBACK TO job"));
+            begun = begun.and_then(take_back);
         }
         begun = begun.and_then(|transaction| run(transaction, "RELEASE job"));
     }
     (finishes, begun.and_then(Transaction::commit))
+}
+
+/// Undoes the last job. When the disk fails, SQLite undoes all of them.
+fn take_back(transaction: Transaction<'_>) -> Result<Transaction<'_>, rusqlite::Error> {
+    if transaction.is_autocommit() {
+        let code = ffi::Error::new(ffi::SQLITE_IOERR);
+        let message = "the disk failed another write, and SQLite took back this one with it";
+        return Err(rusqlite::Error::SqliteFailure(code, Some(message.to_owned())));
+    }
+    run(transaction, "ROLLBACK TO job")
 }
 
 fn run<'c>(transaction: Transaction<'c>, sql: &str) -> Result<Transaction<'c>, rusqlite::Error> {
@@ -136,16 +205,29 @@ fn run<'c>(transaction: Transaction<'c>, sql: &str) -> Result<Transaction<'c>, r
 }
 
 /// Syncs the log, once for all that came since the last time.
-fn sync_log(log: &File, waiting: &mpsc::Receiver<Vec<Finish>>) {
+fn sync_log(log: &Log, trust: &Trust, waiting: &mpsc::Receiver<Vec<Finish>>) {
     while let Ok(mut finishes) = waiting.recv() {
         finishes.extend(waiting.try_iter().flatten());
-        let synced = log.sync_data().map_err(|error| {
+        let synced = match log.sync() {
+            // These were committed while an earlier sync failed: the log has not been brought back since.
+            Ok(()) if trust.is_lost() => Err(suspect()),
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // Before anybody is told, and tries again.
+                trust.failed.fetch_add(1, Ordering::SeqCst);
+                Err(error)
+            }
+        };
+        if let Err(error) = &synced {
             tracing::error!(%error, "the database could not be synced to disk");
-            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC);
-            rusqlite::Error::SqliteFailure(code, Some(error.to_string()))
-        });
+        }
         for finish in finishes {
             finish(synced.as_ref().copied());
         }
     }
+}
+
+fn suspect() -> rusqlite::Error {
+    let message = "an earlier sync of the database failed".to_owned();
+    rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_IOERR_FSYNC), Some(message))
 }

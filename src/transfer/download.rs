@@ -13,7 +13,6 @@ use super::landing;
 use super::message::BookCore;
 use super::part::Part;
 use super::progress::Meter;
-use super::receiving::fail;
 use super::record::Record;
 use super::state::{Incoming, State};
 use crate::crypto::PublicKey;
@@ -40,10 +39,12 @@ impl Engine {
         self.start_job(live, move |engine, live, stop| async move {
             let end = engine.download(&live, peer, book, &stop).await;
             match end {
-                Ok(End::Whole) => engine.incoming_hear(&live, Incoming::AllBlocks, |_| {}).await,
+                Ok(End::Whole) => {
+                    engine.incoming_end(&live, Incoming::AllBlocks, None, &stop).await;
+                }
                 Ok(End::Stopped) => {}
                 Ok(End::Broke(error)) | Err(error) => {
-                    engine.incoming_hear(&live, Incoming::Broke, |r| fail(r, &error)).await;
+                    engine.incoming_end(&live, Incoming::Broke, Some(error), &stop).await;
                 }
             }
         });
@@ -114,7 +115,7 @@ impl Engine {
                 if error.code == ErrorCode::Corrupt {
                     engine.forget_part(&record).await;
                 }
-                engine.incoming_hear(&live, Incoming::Broke, |r| fail(r, &error)).await;
+                engine.incoming_end(&live, Incoming::Broke, Some(error), &stop).await;
             }
         });
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::engine::{Engine, Live};
 use super::library::Description;
@@ -18,8 +19,10 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::hypercore::{BLOCK_SIZE, Manifest};
 use crate::store::Durability;
 
-/// How often a peer is asked again for what waits for its approval.
+/// How often a peer is asked again for what waits for its answer.
 const ASK_AGAIN: Duration = Duration::from_secs(20);
+/// How often the end of a job is written down again while the database fails.
+pub(super) const RETRY: Duration = Duration::from_secs(2);
 
 impl Engine {
     /// Asks for a book. The same book of the same peer that is under way is the same transfer; one
@@ -134,6 +137,28 @@ impl Engine {
     ) {
         if let Err(error) = self.incoming_step(live, event, change).await {
             tracing::warn!(transfer = live.id, %error, "a transfer could not be moved on");
+        }
+    }
+
+    /// [`Engine::incoming_step`] for the end of a job, tried until it is written down or the job is to
+    /// stop: nobody else would move the transfer on.
+    pub(super) async fn incoming_end(
+        self: &Arc<Self>,
+        live: &Arc<Live>,
+        event: Incoming,
+        error: Option<Error>,
+        stop: &CancellationToken,
+    ) {
+        let note = |record: &mut Record| {
+            if let Some(error) = &error {
+                fail(record, error);
+            }
+        };
+        while let Err(error) = self.incoming_step(live, event, note).await {
+            tracing::warn!(transfer = live.id, %error, "how a transfer ended is not written down");
+            if stop.run_until_cancelled(tokio::time::sleep(RETRY)).await.is_none() {
+                return;
+            }
         }
     }
 
@@ -259,8 +284,8 @@ impl Engine {
     }
 
     /// Asks for every book whose turn it is, the oldest first, as far as the limit of open requests
-    /// allows. With `again`, also for those that are waiting for approval: the peer may have answered
-    /// while we were away, or have had too many open requests.
+    /// allows. With `again`, also for those that are waiting for an answer: the peer may have answered
+    /// while we were away, have had too many open requests, or a disk that failed.
     pub(super) async fn ask_all(self: &Arc<Self>, peer: PublicKey, again: bool) {
         if !self.is_linked(&peer) {
             return;
@@ -278,7 +303,7 @@ impl Engine {
                     continue;
                 }
                 open += 1;
-            } else if state != State::AwaitingApproval || !again {
+            } else if !again || !matches!(state, State::AwaitingApproval | State::Requested) {
                 continue;
             }
             let engine = Arc::clone(self);

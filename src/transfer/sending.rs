@@ -4,10 +4,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
+
 use super::engine::{Ending, Engine, Live};
 use super::message::{Cancel, Done, Message, Reply, Request, Status};
 use super::policy::Policy;
 use super::progress::Meter;
+use super::receiving::RETRY;
 use super::record::Record;
 use super::shelf::Ticket;
 use super::state::{self, Action, Direction, Outgoing, State};
@@ -29,7 +32,12 @@ impl Engine {
         let id = request.id.clone();
         if let Err(error) = self.answer(peer, request).await {
             tracing::warn!(peer = peer.short(), %error, "a request could not be answered");
-            self.reply(&peer, id, Status::Unavailable, Some("internal error".into()));
+            // The peer asks again by itself for what is pending.
+            let (status, reason) = match error.code {
+                ErrorCode::DiskFull | ErrorCode::Io => (Status::Pending, "its disk failed"),
+                _ => (Status::Unavailable, "internal error"),
+            };
+            self.reply(&peer, id, status, Some(reason.into()));
         }
     }
 
@@ -148,15 +156,14 @@ impl Engine {
                 () = stop.cancelled() => return engine.give_slot_back(&live, peer),
             };
             match prepared {
-                Ok(ticket) => engine.prepared(&live, peer, ticket).await,
+                Ok(ticket) => engine.prepared(&live, peer, ticket, &stop).await,
                 Err(error) => {
                     engine.give_slot_back(&live, peer);
-                    engine
-                        .outgoing_hear(&live, Outgoing::Unavailable, |record| {
-                            record.reason = Some(error.message.clone());
-                            record.error = Some(error.code);
-                        })
-                        .await;
+                    let gone = |record: &mut Record| {
+                        record.reason = Some(error.message.clone());
+                        record.error = Some(error.code);
+                    };
+                    engine.outgoing_end(&live, Outgoing::Unavailable, gone, &stop).await;
                 }
             }
         });
@@ -175,17 +182,41 @@ impl Engine {
     }
 
     /// Lets the book flow, over the slot that was taken before.
-    async fn prepared(self: &Arc<Self>, live: &Arc<Live>, peer: PublicKey, ticket: Ticket) {
+    async fn prepared(
+        self: &Arc<Self>,
+        live: &Arc<Live>,
+        peer: PublicKey,
+        ticket: Ticket,
+        stop: &CancellationToken,
+    ) {
         *lock(&live.ticket) = Some(ticket);
         let ready = |record: &mut Record| record.core = Some(ticket.book);
-        let moved = self.outgoing_step(live, Outgoing::Ready, ready).await;
-        if !matches!(moved, Ok(true)) {
+        if !self.outgoing_end(live, Outgoing::Ready, ready, stop).await {
             lock(&live.ticket).take();
             self.shelf.release(ticket).await;
             self.give_slot_back(live, peer);
         }
-        if let Err(error) = moved {
-            tracing::warn!(transfer = live.id, %error, "a transfer could not be moved on");
+    }
+
+    /// [`Engine::outgoing_step`] for the end of a job, tried until it is written down or the job is to
+    /// stop: nobody else would move the transfer on.
+    async fn outgoing_end(
+        self: &Arc<Self>,
+        live: &Arc<Live>,
+        event: Outgoing,
+        change: impl Fn(&mut Record),
+        stop: &CancellationToken,
+    ) -> bool {
+        loop {
+            match self.outgoing_step(live, event, &change).await {
+                Ok(moved) => return moved,
+                Err(error) => {
+                    tracing::warn!(transfer = live.id, %error, "a transfer could not be moved on");
+                }
+            }
+            if stop.run_until_cancelled(tokio::time::sleep(RETRY)).await.is_none() {
+                return false;
+            }
         }
     }
 

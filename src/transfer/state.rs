@@ -235,7 +235,7 @@ pub fn incoming(state: State, event: Incoming) -> Option<Step> {
     use Incoming as E;
     use State as S;
     Some(match (state, event) {
-        (S::Queued, E::LinkUp) => (S::Requested, &[A::SendRequest]),
+        (S::Queued | S::Requested, E::LinkUp) => (S::Requested, &[A::SendRequest]),
         (S::AwaitingApproval, E::LinkUp) => (S::AwaitingApproval, &[A::SendRequest]),
         (S::Requested, E::LinkDown) => (S::Queued, &[]),
         (S::Transferring, E::LinkDown) => (S::Queued, &[A::Stop]),

@@ -275,7 +275,9 @@ pub async fn until(transfer: &Transfer, wanted: impl Fn(&TransferInfo) -> bool) 
     let mut info = transfer.info().unwrap();
     while !wanted(&info) {
         let next = tokio::time::timeout(PATIENCE, transfer.changed(&info)).await;
-        info = next.unwrap_or_else(|_| panic!("it stays {info:?}")).unwrap();
+        let next = next.unwrap_or_else(|_| panic!("it stays {info:?}")).unwrap();
+        assert!(next != info, "it ended as {info:?}");
+        info = next;
     }
     info
 }

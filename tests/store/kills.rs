@@ -393,8 +393,9 @@ async fn arrived(server: &Server, from: &KeyPair, seed: u64) {
 /// Waits until `reader` shows all of `writer`'s catalog.
 async fn replayed(reader: &Server, writer: &Server) {
     let mut events = reader.events.subscribe(None);
-    let wanted = writer.catalog.status().unwrap().unwrap();
     loop {
+        // It may still be replaying what it published last.
+        let wanted = writer.catalog.status().unwrap().unwrap();
         let shown = reader.catalog.of(writer.key).status().unwrap();
         let is_whole = |shown: &alex_p2p::catalog::CatalogStatus| {
             (shown.replayed, shown.books) == (wanted.length, wanted.books)

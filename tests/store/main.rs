@@ -5,6 +5,8 @@ mod damage;
 #[path = "../simulation/dice.rs"]
 #[allow(dead_code)] // the simulator throws them in more ways
 mod dice;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod faults;
 #[cfg(unix)]
 mod kills;
 #[path = "../books/support.rs"]
