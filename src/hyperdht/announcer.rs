@@ -45,6 +45,14 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// How long unannouncing may take when a server closes.
 const UNANNOUNCE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// What a relay's answer to a ping says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    There,
+    Elsewhere,
+    Silent,
+}
+
 #[derive(Debug, Default)]
 struct State {
     relays: Vec<RelayInfo>,
@@ -141,23 +149,30 @@ impl Announcer {
     /// Whether all relays answer and see us where they did.
     async fn ping_relays(&self, rpc: &Arc<Rpc>) -> bool {
         let mut pings = JoinSet::new();
-        for relay in self.relays() {
+        let relays = self.relays();
+        // One that lies must not make us dial everybody.
+        let witnesses = relays.len().min(2);
+        for relay in relays {
             let rpc = Arc::clone(rpc);
             pings.spawn_task(async move {
                 match rpc.ping(relay.relay_address.into()).await {
                     Ok(Some(seen)) if seen != relay.peer_address => {
                         tracing::debug!(was = %relay.peer_address, is = %seen, "our address drifted");
-                        rpc.network_changes.send_modify(|changes| *changes += 1);
-                        false
+                        Seen::Elsewhere
                     }
-                    Ok(_) => true,
-                    Err(_) => false,
+                    Ok(_) => Seen::There,
+                    Err(_) => Seen::Silent,
                 }
             });
         }
-        let mut all_well = true;
+        let (mut all_well, mut elsewhere) = (true, 0);
         while let Some(outcome) = pings.join_next().await {
-            all_well &= outcome.unwrap_or(false);
+            let seen = outcome.unwrap_or(Seen::Silent);
+            all_well &= seen == Seen::There;
+            elsewhere += usize::from(seen == Seen::Elsewhere);
+        }
+        if elsewhere > 0 && elsewhere >= witnesses {
+            rpc.network_changes.send_modify(|changes| *changes += 1);
         }
         all_well
     }

@@ -312,7 +312,8 @@ impl Inner {
     }
 
     fn wake(&self, key: &PublicKey) {
-        let is_connected = self.registry.get(key).is_some();
+        // One that is silent is being dialed.
+        let is_connected = self.registry.get(key).is_some_and(|live| !live.udx.is_silent());
         if let Some(wake) = lock(&self.wakes).get(key) {
             (if is_connected { &wake.better } else { &wake.now }).notify_one();
         }
