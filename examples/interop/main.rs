@@ -5,6 +5,7 @@
 mod books;
 mod core;
 mod dht;
+mod differential;
 mod replicate;
 mod stream;
 mod udx;
@@ -15,6 +16,7 @@ fn main() {
         Some("books") => books::run(arguments),
         Some("core") => self::core::run(),
         Some("dht") => dht::run(arguments),
+        Some("differential") => differential::run(arguments),
         Some("replicate") => replicate::main(),
         Some("stream") => stream::run(arguments),
         Some("udx") => udx::run(arguments),

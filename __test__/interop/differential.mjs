@@ -1,0 +1,296 @@
+// Random programs over one log, run by npm hypercore and by ours in the same state: after every step the
+// logs that are written must be equal in length, fork, tree hash, signature and blocks; and whenever a
+// program says so, each side's copy of the other's log must become equal, too.
+//
+// A program is a list of steps whose numbers are fractions of what is there, so that it still makes sense
+// when steps are left out: that is how a failing program is made short.
+
+import assert from 'node:assert/strict'
+import { mkdtemp, rm } from 'node:fs/promises'
+import net from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+import b4a from 'b4a'
+import Corestore from 'corestore'
+import crypto from 'hypercore-crypto'
+import NoiseStream from '@hyperswarm/secret-stream'
+import sodium from 'sodium-universal'
+
+import { Program, interopProgram, until, within } from './support.mjs'
+
+const hex = (bytes) => (bytes ? b4a.toString(bytes, 'hex') : null)
+
+/** A generator of numbers from 0 to 1 that is the same every time (mulberry32). */
+function random(seed) {
+  let state = seed >>> 0
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0
+    let t = Math.imul(state ^ (state >>> 15), state | 1)
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32
+  }
+}
+
+const kinds = [
+  ['append', 5],
+  ['batch', 4],
+  ['truncate', 4],
+  ['clear', 1],
+  ['disconnect', 1],
+  ['connect', 2],
+  ['reopen', 1],
+  ['reopenReader', 1],
+  ['sync', 2]
+]
+
+/** The program of a seed. */
+export function programOf(seed) {
+  const next = random(seed)
+  const all = kinds.flatMap(([kind, weight]) => Array(weight).fill(kind))
+  const step = () => ({
+    kind: all[Math.floor(next() * all.length)],
+    a: next(),
+    b: next(),
+    c: next(),
+    side: next() < 0.5 ? 'writer' : 'reader'
+  })
+  return Array.from({ length: 4 + Math.floor(next() * 14) }, step)
+}
+
+/** One side's corestore, which is connected to ours or not. */
+class Store {
+  constructor(dir, port) {
+    this.dir = dir
+    this.port = port
+    this.store = new Corestore(dir)
+    this.stream = null
+    this.connects = 0
+    this.core = null
+  }
+
+  async start(options) {
+    this.options = options
+    this.core = this.store.get(options)
+    await this.core.ready()
+  }
+
+  async connect() {
+    if (this.stream) return
+    const socket = net.connect(this.port, '127.0.0.1')
+    socket.setNoDelay(true)
+    const stream = new NoiseStream(true, socket)
+    stream.on('error', () => {})
+    stream.once('close', () => {
+      if (this.stream === stream) this.stream = null
+    })
+    this.store.replicate(stream)
+    this.stream = stream
+    this.connects++
+    await within(stream.opened, 'the secret stream')
+  }
+
+  async disconnect() {
+    const stream = this.stream
+    if (!stream) return
+    const closed = new Promise((resolve) => stream.once('close', resolve))
+    stream.destroy()
+    await within(closed, 'the end of a connection')
+  }
+
+  /** Closes the log; `whole` also closes the database that it is in. */
+  async reopen(whole) {
+    await this.core.close()
+    if (whole) {
+      await this.disconnect()
+      await this.store.close()
+      this.store = new Corestore(this.dir)
+    }
+    await this.start(this.options)
+  }
+
+  async close() {
+    await this.disconnect()
+    await this.store.close()
+  }
+}
+
+/** Everything that programs run on: our program, and two corestores of npm's. */
+export class Bench {
+  static async open() {
+    const bench = new Bench()
+    bench.dir = await mkdtemp(join(tmpdir(), 'alex-p2p-differential-'))
+    bench.ours = new Program(interopProgram(), ['differential', bench.dir])
+    const { writer, reader, clears } = await bench.ours.next('listening')
+    bench.clears = clears
+    // npm's reader gets what we write, and our reader what npm writes
+    bench.writer = new Store(join(bench.dir, 'writer'), reader)
+    bench.reader = new Store(join(bench.dir, 'reader'), writer)
+    return bench
+  }
+
+  async close() {
+    await Promise.allSettled([this.writer.close(), this.reader.close()])
+    await this.ours.end()
+    await rm(this.dir, { recursive: true, force: true, maxRetries: 5 })
+  }
+
+  async call(command, fields = {}) {
+    this.ours.send({ command, ...fields })
+    const answer = await this.ours.next((line) => ['state', 'done', 'failed'].includes(line.event))
+    if (answer.event === 'failed') throw new Error(`${command}: ${answer.error}`)
+    return answer
+  }
+
+  /**
+   * Runs a program. A failure has `step`, the number of the step that failed; then this bench is to be
+   * closed.
+   */
+  async run(program, seed) {
+    let at = -1
+    try {
+      const pair = crypto.keyPair(b4a.from(seed.padStart(64, '0'), 'hex'))
+      await this.writer.start({ keyPair: pair })
+      await this.reader.start({ key: this.writer.core.key })
+      const ours = await this.call('start', { seed: seed.padStart(64, '0') })
+      assert.equal(ours.key, hex(this.writer.core.key))
+      for (const step of program) {
+        at++
+        await this.step(step)
+      }
+      at = program.length
+      await this.sync()
+      await this.writer.core.close()
+      await this.reader.core.close()
+      await this.call('end')
+    } catch (error) {
+      error.step = at
+      throw error
+    }
+  }
+
+  async step({ kind, a, b, c, side }) {
+    const core = this.writer.core
+    const block = (i) => Buffer.alloc(Math.floor(((c * (i + 7)) % 1) * (a > 0.95 ? 20_000 : 120)), `${b}${i}`)
+    switch (kind) {
+      case 'append':
+      case 'batch': {
+        const count = 1 + Math.floor(a * (kind === 'append' ? 4 : 25))
+        const blocks = Array.from({ length: count }, (_, i) => block(i))
+        const batches = kind === 'batch' ? [blocks] : blocks.map((block) => [block])
+        for (const blocks of batches) {
+          await core.append(blocks)
+          await this.call('append', { blocks: blocks.map(hex) })
+        }
+        break
+      }
+      case 'truncate': {
+        // mostly near the end
+        const length = Math.floor(core.length * (a < 0.6 ? 1 - b * b * b : b))
+        const fork = c > 0.9 ? core.fork + 1 + Math.floor(c * 1000) : core.fork + 1
+        await core.truncate(length, fork)
+        await this.call('truncate', { length, fork })
+        break
+      }
+      case 'clear': {
+        if (!this.clears || core.length === 0) return
+        const start = Math.floor(core.length * a)
+        const end = Math.min(core.length, start + 1 + Math.floor(b * 5))
+        await core.clear(start, end)
+        await this.call('clear', { start, end })
+        break
+      }
+      case 'disconnect':
+        if (a < 0.5) await this[side].disconnect()
+        else if (this[side].stream) {
+          const closed = new Promise((resolve) => this[side].stream.once('close', resolve))
+          await this.call('disconnect', { reader: side === 'writer', count: this[side].connects })
+          await within(closed, 'the end of a connection that we have ended')
+        }
+        return
+      case 'connect':
+        return this[side].connect()
+      case 'reopen':
+        await this.writer.reopen(a < 0.3)
+        await this.call('reopen')
+        break
+      case 'reopenReader':
+        await this.reader.reopen(a < 0.3)
+        await this.call('reopen-reader')
+        return
+      case 'sync':
+        return this.sync()
+    }
+    assert.deepEqual(await this.call('state'), await stateOf(this.writer.core))
+  }
+
+  /** Both copies become equal to what is written. */
+  async sync() {
+    await this.writer.connect()
+    await this.reader.connect()
+    const written = await stateOf(this.writer.core)
+    const { fork, length, blocks } = written
+    assert.deepEqual(await this.call('state'), written)
+    // Nobody is told of a cut to nothing, by npm or by us, before something is written again.
+    if (length === 0) return
+    const theirs = this.reader.core
+    const where = () => `npm's reader at fork ${fork}, length ${length}; it is at ${theirs.fork}, ${theirs.length}`
+    await until(() => theirs.fork === fork && theirs.length === length, { toString: where }, 20_000)
+    for (const index of blocks) {
+      if (!(await theirs.has(index))) await within(theirs.get(index), `block ${index}`, 20_000)
+    }
+    const [mine, his] = [await this.call('synced', { fork, length, blocks }), await stateOf(theirs)]
+    // A copy may have blocks that were cleared where they were written.
+    for (const copy of [mine, his]) {
+      if (copy.blocks.length === blocks.length) assert.deepEqual(copy, written)
+      else assert.deepEqual({ ...copy, blocks, digest: written.digest }, written)
+    }
+  }
+}
+
+/** What our program says of a log, of one of npm's. */
+async function stateOf(core) {
+  const blocks = []
+  const bytes = []
+  for (let index = 0; index < core.length; index++) {
+    if (!(await core.has(index))) continue
+    blocks.push(index)
+    bytes.push(await core.get(index, { wait: false }))
+  }
+  const digest = b4a.alloc(32)
+  sodium.crypto_generichash(digest, b4a.concat(bytes), b4a.alloc(32))
+  return {
+    event: 'state',
+    key: hex(core.key),
+    length: core.length,
+    byteLength: core.byteLength,
+    fork: core.fork,
+    treeHash: hex(crypto.tree(core.state.roots)),
+    signature: hex(core.state.signature),
+    blocks,
+    digest: hex(digest)
+  }
+}
+
+/** The shortest program that was found to fail as `program` does, with its failure. */
+export async function shorten(program, failure, seed) {
+  let shortest = { program: program.slice(0, failure.step + 1), failure }
+  let attempt = 0
+  for (let again = true; again; ) {
+    again = false
+    for (let at = shortest.program.length - 1; at >= 0; at--) {
+      const fewer = shortest.program.toSpliced(at, 1)
+      const bench = await Bench.open()
+      try {
+        await bench.run(fewer, `${seed}ff${++attempt}`.replace(/[^0-9a-f]/g, '').slice(0, 60).padEnd(60, '0'))
+      } catch (failure) {
+        shortest = { program: fewer, failure }
+        again = true
+      } finally {
+        await bench.close()
+      }
+      if (attempt > 200) return shortest
+    }
+  }
+  return shortest
+}
