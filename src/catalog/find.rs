@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
 use super::entry;
-use super::search::{self, Typed};
+use super::search::{self, Typed, Words};
 use super::view::{self, Feed};
 use super::walk::{Step, Walk, author_key};
 use crate::store::StoreError;
@@ -349,7 +349,7 @@ fn finds(
     }
     let json = view::entry_at(connection, row)?;
     let book = json.and_then(|json| entry::decode_book(&json).ok());
-    Ok(book.is_some_and(|book| search.typed.finds(&search::words(&book))))
+    Ok(book.is_some_and(|book| search.typed.finds(&Words::of(&book).text)))
 }
 
 /// Walks in order and tests each book; the flag says whether the page is whole. Else it ends where the

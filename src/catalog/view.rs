@@ -260,12 +260,29 @@ pub(super) fn entry_json(
     Ok(statement.query_row(params![number, book_id], text).optional()?.flatten())
 }
 
-/// The ids of every book in a catalog.
-pub(super) fn book_ids(connection: &Connection, number: i64) -> Result<Vec<String>, StoreError> {
-    let mut statement =
-        connection.prepare_cached("SELECT book_id FROM catalog_books WHERE feed = ?1")?;
-    let rows = statement.query_map([number], |row| row.get(0))?;
-    Ok(rows.collect::<Result<_, _>>()?)
+/// Every book in a catalog: its id, and the JSON of its entry unless that is damaged.
+pub(super) fn each_book<E: From<StoreError>>(
+    connection: &Connection,
+    number: i64,
+    mut work: impl FnMut(&str, Option<&str>) -> Result<(), E>,
+) -> Result<(), E> {
+    let sql = |error: rusqlite::Error| E::from(error.into());
+    let (first, last) = rows_of(number);
+    let mut statement = connection
+        .prepare_cached(
+            "SELECT book_id, (SELECT bytes FROM core_blocks WHERE place = ( \
+               SELECT core.id << 40 FROM catalog_feeds AS feed \
+               CROSS JOIN cores AS core ON core.key = feed.feed_key WHERE feed.number = ?3 \
+             ) | block) FROM catalog_books WHERE row BETWEEN ?1 AND ?2",
+        )
+        .map_err(sql)?;
+    let mut rows = statement.query([first, last, number]).map_err(sql)?;
+    while let Some(row) = rows.next().map_err(sql)? {
+        let id = row.get_ref(0).map_err(sql)?.as_str().map_err(|error| sql(error.into()))?;
+        let entry = row.get_ref(1).map_err(sql)?;
+        work(id, entry.as_bytes().ok().and_then(|entry| std::str::from_utf8(entry).ok()))?;
+    }
+    Ok(())
 }
 
 /// The JSON of the book in a row, if it is still there.

@@ -7,6 +7,7 @@
 //! thread over a small pool of read-only connections and see every acknowledged write.
 
 mod backup;
+mod bulk;
 mod cores;
 mod integrity;
 mod schema;

@@ -13,7 +13,7 @@ use crate::hypercore::block_file::BlockFile;
 use crate::hypercore::error::CoreError;
 use crate::hypercore::manifest::Manifest;
 use crate::hypercore::messages::Node;
-use crate::hypercore::storage::{CoreStorage, Header};
+use crate::hypercore::storage::{CoreStorage, Header, Survives};
 use crate::hypercore::tree::{Nodes, Roots};
 use crate::sync::lock;
 
@@ -46,6 +46,7 @@ pub(super) struct Appends {
 
 pub(super) struct Append {
     pub(super) blocks: Vec<Bytes>,
+    pub(super) survives: Survives,
     pub(super) done: oneshot::Sender<Result<u64, CoreError>>,
 }
 
