@@ -17,6 +17,11 @@ use crate::hypercore::tree::{Batch, Roots};
 use crate::hypercore::verifier::Verifier;
 use crate::sync::lock;
 
+/// How many blocks, and how many bytes of them, are hashed where they are appended: a thread that has to
+/// wake up takes longer.
+const FEW_BLOCKS: usize = 8;
+const FEW_BYTES: usize = 16 * 1024;
+
 impl Core {
     /// Appends blocks, each of at most [`MAX_BLOCK_BYTES`], and returns the new length when they are synced to disk.
     ///
@@ -107,8 +112,12 @@ async fn append_all(
     // The pages that are stored with an append must not have bits of blocks that are not.
     commit_pending(inner, Survives::Process).await?;
     let signed = {
-        let inner = Arc::clone(inner);
-        blocking(move || sign(&inner, &blocks, survives)).await??
+        if blocks.len() <= FEW_BLOCKS && blocks.iter().map(Bytes::len).sum::<usize>() <= FEW_BYTES {
+            sign(inner, &blocks, survives)?
+        } else {
+            let inner = Arc::clone(inner);
+            blocking(move || sign(&inner, &blocks, survives)).await??
+        }
     };
     inner.storage.commit(Arc::clone(&signed.commit)).await?;
     let mut state = lock(&inner.state);
