@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict'
 import { readFile } from 'node:fs/promises'
 import { test } from 'node:test'
-import { books, failure, offered, openNode, pair, shared, testnet, until } from './nodes.mjs'
+import { books, failure, offered, openNode, pair, shared, sharing, temporaryDirectory, testnet, until } from './nodes.mjs'
 
 test('publish, sync and unpublish append what changed and nothing else', async (t) => {
   const node = await openNode(t, await testnet(t, 1))
@@ -166,4 +166,55 @@ test('the catalogs of all peers are searched at once, and say which books are he
   ]) {
     assert.equal((await failure(c.catalog.search(options))).code, code, JSON.stringify(options))
   }
+})
+
+test('a book that came from a peer is known to be here, and the others are not', async (t) => {
+  const { receiver, peer } = await sharing(t)
+  const saveTo = `${await temporaryDirectory(t)}/dracula.epub`
+  const transfer = await receiver.transfers.request({ peer, bookId: 'dracula', saveTo })
+  await transfer.done()
+  const { hits } = await receiver.catalog.search({ sort: 'title' })
+  assert.deepEqual(
+    hits.map(({ book, have }) => [book.id, have]),
+    [['dracula', { by: 'transfer', transferId: transfer.id }], ['frankenstein', null]]
+  )
+})
+
+test('an ISBN is found while it is typed, and years and numbers by how they begin', async (t) => {
+  const node = await openNode(t, await testnet(t, 1))
+  await node.catalog.publish([
+    { id: 'a', title: 'One', isbn: '978-0-14-143951-8' },
+    { id: 'b', title: 'Nineteen 1984', isbn: '9780141439525' },
+    { id: 'c', title: '20000 Leagues', isbn: '0439023483' }
+  ])
+  const found = async (search) => (await node.catalog.list({ search })).books.map((book) => book.id).join('')
+  for (const [typed, ids] of [
+    ['9', 'abc'], ['9780', 'abc'], ['97801414395', 'ab'], ['978014143951', 'a'], ['9780141439518', 'a'],
+    ['978-0-14-14', 'a'], ['043902', 'c'], ['9780439', 'c'], ['198', 'b'], ['1984', 'b'], ['2000', 'c'], ['19845', '']
+  ]) {
+    assert.equal(await found(typed), ids, typed)
+  }
+})
+
+test('what is found is counted by format, language and peer, exactly', async (t) => {
+  const network = await testnet(t)
+  const [a, b] = [await openNode(t, network), await openNode(t, network)]
+  const list = Array.from({ length: 300 }, (_, n) => ({
+    id: `${n}`,
+    title: `Volume ${n}`,
+    format: n % 3 === 0 ? 'PDF' : 'epub',
+    language: ['en', 'fr', null][n % 3]
+  }))
+  await a.catalog.publish(list)
+  await pair(a, b)
+  await offered(b, a, list.length)
+  const page = await b.catalog.search({ query: 'volume', limit: 10 })
+  assert.deepEqual([page.hits.length, page.total, page.isTotalExact], [10, 300, true])
+  const { formats, languages, peers } = page.facets
+  assert.deepEqual(
+    { formats, languages, peers },
+    { formats: { pdf: 100, epub: 200 }, languages: { en: 100, fr: 100 }, peers: { [a.identity.publicKey]: 300 } }
+  )
+  const french = await b.catalog.search({ query: 'volume', languages: ['fr'], formats: ['epub'] })
+  assert.deepEqual([french.total, french.facets.formats], [100, { epub: 100 }])
 })

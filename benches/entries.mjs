@@ -10,9 +10,18 @@ export const realEntries = resolve(root, process.env.ALEX_P2P_SHARED ?? '../shar
 const words =
   'time house garden winter letters silence river glass mountain harbour children history island night'.split(' ')
 
-/** `count` books, always the same ones. */
-export function books(count) {
-  return Array.from({ length: count }, (_, n) => ({
+/** `count` books from number `first` on, always the same ones. */
+export function books(count, first = 0) {
+  return Array.from({ length: count }, (_, at) => book(first + at))
+}
+
+/** The books as blocks of a feed. */
+export function entries(count) {
+  return books(count).map((book) => JSON.stringify({ type: 'book-added', ...book }))
+}
+
+function book(n) {
+  return {
     id: `book-${n}`,
     title: `The ${pick(n, 0)} of the ${pick(n, 1)} and the ${pick(n, 2)}, volume ${n}`,
     author: `${pick(n, 3)} ${pick(n, 4)}`,
@@ -20,7 +29,7 @@ export function books(count) {
     format: 'epub',
     sizeBytes: 200_000 + ((n * 7919) % 5_000_000),
     addedAt: new Date(Date.UTC(2024, 0, 1) + n * 60_000).toISOString()
-  }))
+  }
 }
 
 function pick(n, place) {

@@ -11,7 +11,7 @@ import createTestnet from 'hyperdht/testnet.js'
 import Hyperdrive from 'hyperdrive'
 import Hyperswarm from 'hyperswarm'
 import Protomux from 'protomux'
-import { books } from './entries.mjs'
+import { entries } from './entries.mjs'
 
 export class Worker {
   #directory
@@ -58,9 +58,23 @@ export class Worker {
   async publish({ count }) {
     const core = this.store.get({ name: 'catalog' })
     await core.ready()
-    const blocks = books(count).map((book) => Buffer.from(JSON.stringify({ type: 'book-added', ...book })))
+    const blocks = entries(count).map((entry) => Buffer.from(entry))
     for (let at = 0; at < blocks.length; at += 1000) await core.append(blocks.slice(at, at + 1000))
     return core.key.toString('hex')
+  }
+
+  /** Appends to a new log, `atOnce` entries at a time; gives the milliseconds. */
+  async append({ count, atOnce }) {
+    const store = new Corestore(join(this.#directory, 'log'))
+    const core = store.get({ name: 'log' })
+    await core.ready()
+    const blocks = entries(count).map((entry) => Buffer.from(entry))
+    const start = performance.now()
+    for (let at = 0; at < count; at += atOnce) await core.append(atOnce === 1 ? blocks[at] : blocks.slice(at, at + atOnce))
+    const ms = performance.now() - start
+    if (core.length !== count) throw new Error(`${core.length} of ${count} entries are there`)
+    await store.close()
+    return ms
   }
 
   async sync({ key, share, count }) {

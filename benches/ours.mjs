@@ -46,9 +46,26 @@ export class Worker {
   }
 
   async publish({ count }) {
-    const list = books(count)
-    for (let at = 0; at < list.length; at += 1000) await this.node.catalog.publish(list.slice(at, at + 1000))
+    for (let at = 0; at < count; at += 1000) await this.node.catalog.publish(books(Math.min(1000, count - at), at))
     return this.node.catalog.key
+  }
+
+  /** Opens many nodes with books of their own, and lets `key` follow them. */
+  async crowd({ bootstrap, nodes, count, key }) {
+    const keys = []
+    for (let n = 0; n < nodes; n++) {
+      keys.push((await this.open({ bootstrap, name: `node-${n}` })).key)
+      await this.admit({ key })
+      for (let at = 0; at < count; at += 1000) await this.node.catalog.publish(books(1000, n * count + at))
+    }
+    return keys
+  }
+
+  /** Follows all of these servers until their catalogs are here. */
+  async hold({ keys, count }) {
+    for (const key of keys) await this.node.peers.add(key)
+    const isWhole = async (key) => (await this.node.catalog.of(key).status())?.books === count
+    for (const key of keys) while (!(await isWhole(key))) await new Promise((resolve) => setTimeout(resolve, 20))
   }
 
   async sync({ key, count }) {

@@ -5,7 +5,8 @@ import { randomFillSync } from 'node:crypto'
 import { open, readdir, readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { root } from '../scripts/toolchain.mjs'
-import { realEntries } from './entries.mjs'
+import { entries, realEntries } from './entries.mjs'
+import { withPeers } from './streams.mjs'
 
 const MB = 1e6
 
@@ -67,6 +68,51 @@ export const groups = [
       await node.open({ bootstrap, name: 'library' })
       await node.publish({ count: 100_000 })
       return { 'sync-100k-unchanged': await node.syncUnchanged({ count: 100_000 }) }
+    }
+  },
+  {
+    rows: [{ id: 'append-1', unit: 'entries/s', better: 'high' }],
+    // One by one, each acknowledged when it survives the end of the process: JavaScript syncs nothing.
+    measure: async (side) => ({ 'append-1': await append(side, { atOnce: 1, survives: 'process' }) })
+  },
+  {
+    oursOnly: true,
+    rows: [{ id: 'append-1-fsync', unit: 'entries/s', better: 'high' }],
+    // One by one, each acknowledged when it survives the loss of power.
+    measure: async (side) => ({
+      'append-1-fsync': await append(side, { atOnce: 1, survives: 'power', count: 10_000 })
+    })
+  },
+  {
+    rows: [{ id: 'append-batch', unit: 'entries/s', better: 'high' }],
+    // All at once; ours is synced.
+    measure: async (side) => ({ 'append-batch': await append(side, { atOnce: 100_000, survives: 'power' }) })
+  },
+  {
+    once: true,
+    rows: [{ id: 'sync-1m-rss', unit: 'MB', better: 'low' }],
+    // The largest catalog there can be, arriving at a peer that has nothing yet: the peer's peak.
+    async measure(side) {
+      const count = 1_000_000
+      const [writer, reader] = await pair(side)
+      const share = await writer.publish({ count })
+      await reader.sync({ key: writer.key, share, count })
+      return { 'sync-1m-rss': (await reader.usage()).peakRss / MB }
+    }
+  },
+  {
+    oursOnly: true,
+    once: true,
+    rows: [{ id: 'hold-64x10k-rss', unit: 'MB', better: 'low' }],
+    // As many peers as may be connected, 10,000 books each, all arriving at once: the peak.
+    async measure(side) {
+      const { bootstrap } = await side.testnet()
+      const node = await side.start()
+      const { key } = await node.open({ bootstrap, name: 'holds' })
+      const others = await side.start()
+      const keys = await others.crowd({ bootstrap, nodes: 64, count: 10_000, key })
+      await node.hold({ keys, count: 10_000 })
+      return { 'hold-64x10k-rss': (await node.usage()).peakRss / MB }
     }
   },
   largeBook('file-256m', 256 * 1024 * 1024, 3),
@@ -139,6 +185,17 @@ function largeBook(id, size, runs) {
       }
     }
   }
+}
+
+/** Entries a second that are appended to a new log, `atOnce` at a time. */
+async function append(side, { atOnce, survives, count = 100_000 }) {
+  const ms =
+    side.kind === 'js'
+      ? await (await side.start()).append({ count, atOnce })
+      : await withPeers((peers) =>
+          peers.start('ours').append({ directory: side.directory, blocks: entries(count), atOnce, survives })
+        )
+  return count / (ms / 1000)
 }
 
 /** Two open nodes that admit each other, in a process each: the first offers, the second takes. */

@@ -1,4 +1,4 @@
-//! Our side of the stream measurements: raw encrypted streams, driven by JSON lines.
+//! Our side of measurements below the addon: raw encrypted streams, and logs; driven by JSON lines.
 //!
 //! `{"id", "method", "argument"}` on stdin is answered by `{"id", "value"}` or `{"id", "error"}` on
 //! stdout; `benches/stream-worker.mjs` does the same with npm's packages. It ends when stdin does.
@@ -6,6 +6,7 @@
 //! The server answers a message of one byte with the same, and the end of a stream with the number of
 //! bytes that came, 8 bytes little-endian.
 
+mod log;
 mod ping;
 
 use std::collections::HashMap;
@@ -98,6 +99,7 @@ impl Worker {
             Some("open") => self.open(argument).await,
             Some("push") => self.push(argument).await,
             Some("firstByte") => first_byte(argument).await,
+            Some("append") => log::append(argument).await,
             Some("echo") => ping::echo(argument).await,
             Some("ping") => ping::ping(argument).await,
             other => Err(format!("no method {other:?}").into()),

@@ -4,6 +4,7 @@
 //! optional fields, and `{"type":"book-removed","id","removedAt"}`. Fields and types that this version
 //! does not know are kept. Nothing here panics or allocates by a number from the wire.
 
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -76,13 +77,13 @@ pub enum EntryError {
 
 /// Reads one block of a feed.
 pub fn decode(block: &[u8]) -> Result<Entry, EntryError> {
-    let mut fields = parse(block)?;
-    let Some(Value::String(kind)) = fields.remove("type") else {
+    let fields = parse(block)?;
+    let Some(Value::String(kind)) = &fields.kind else {
         return Err(EntryError::Field("type"));
     };
     match kind.as_str() {
         "book-added" => Ok(Entry::Added(Box::new(book(fields)?))),
-        "book-removed" => Ok(Entry::Removed { id: id(&mut fields)? }),
+        "book-removed" => Ok(Entry::Removed { id: id(fields.id)? }),
         _ => Ok(Entry::Unknown),
     }
 }
@@ -131,7 +132,7 @@ fn shown_text(words: &str) -> String {
     text::clean(words, MAX_SHOWN_CHARS)
 }
 
-fn parse(block: &[u8]) -> Result<Map<String, Value>, EntryError> {
+fn parse(block: &[u8]) -> Result<Fields, EntryError> {
     if block.len() > MAX_ENTRY_BYTES {
         return Err(EntryError::TooLong(block.len()));
     }
@@ -163,18 +164,79 @@ fn deeper_than(json: &[u8], limit: usize) -> bool {
     false
 }
 
-fn book(mut fields: Map<String, Value>) -> Result<BookEntry, EntryError> {
+/// The fields of an object, those with a meaning apart. Of two with one name the later counts.
+#[derive(Default)]
+struct Fields {
+    kind: Option<Value>,
+    id: Option<Value>,
+    title: Option<Value>,
+    author: Option<Value>,
+    isbn: Option<Value>,
+    format: Option<Value>,
+    size_bytes: Option<Value>,
+    added_at: Option<Value>,
+    extra: Map<String, Value>,
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields;
+
+            fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                out.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut fields = Fields::default();
+                while let Some(name) = map.next_key::<Name>()? {
+                    let value = Some(map.next_value()?);
+                    match name {
+                        Name::Type => fields.kind = value,
+                        Name::Id => fields.id = value,
+                        Name::Title => fields.title = value,
+                        Name::Author => fields.author = value,
+                        Name::Isbn => fields.isbn = value,
+                        Name::Format => fields.format = value,
+                        Name::SizeBytes => fields.size_bytes = value,
+                        Name::AddedAt => fields.added_at = value,
+                        Name::Other(name) => fields.extra.extend(value.map(|value| (name, value))),
+                    }
+                }
+                Ok(fields)
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "camelCase")]
+enum Name {
+    Type,
+    Id,
+    Title,
+    Author,
+    Isbn,
+    Format,
+    SizeBytes,
+    AddedAt,
+    Other(String),
+}
+
+fn book(fields: Fields) -> Result<BookEntry, EntryError> {
     Ok(BookEntry {
-        id: id(&mut fields)?,
-        title: string(&mut fields, "title")?.ok_or(EntryError::Field("title"))?,
-        author: string(&mut fields, "author")?,
-        isbn: string(&mut fields, "isbn")?,
-        format: string(&mut fields, "format")?,
-        size_bytes: match fields.remove("sizeBytes") {
+        id: id(fields.id)?,
+        title: string(fields.title, "title")?.ok_or(EntryError::Field("title"))?,
+        author: string(fields.author, "author")?,
+        isbn: string(fields.isbn, "isbn")?,
+        format: string(fields.format, "format")?,
+        size_bytes: match fields.size_bytes {
             None | Some(Value::Null) => None,
             Some(value) => Some(value.as_u64().ok_or(EntryError::Field("sizeBytes"))?),
         },
-        added_at: match fields.remove("addedAt") {
+        added_at: match fields.added_at {
             None | Some(Value::Null) => None,
             Some(Value::String(text)) => Some(text),
             Some(value) => {
@@ -182,23 +244,20 @@ fn book(mut fields: Map<String, Value>) -> Result<BookEntry, EntryError> {
                 Some(crate::time::rfc3339(millis))
             }
         },
-        extra: fields,
+        extra: fields.extra,
     })
 }
 
-fn id(fields: &mut Map<String, Value>) -> Result<String, EntryError> {
-    match fields.remove("id") {
+fn id(value: Option<Value>) -> Result<String, EntryError> {
+    match value {
         Some(Value::String(id)) if !id.is_empty() && id.len() <= MAX_BOOK_ID_BYTES => Ok(id),
         _ => Err(EntryError::Field("id")),
     }
 }
 
 /// A text field; numbers are taken as text, because ISBNs come that way too.
-fn string(
-    fields: &mut Map<String, Value>,
-    name: &'static str,
-) -> Result<Option<String>, EntryError> {
-    match fields.remove(name) {
+fn string(value: Option<Value>, name: &'static str) -> Result<Option<String>, EntryError> {
+    match value {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
         Some(Value::Number(number)) => Ok(Some(number.to_string())),

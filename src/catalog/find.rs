@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
+use super::candidates::{Candidates, Looked};
 use super::entry;
-use super::search::{self, Typed};
+use super::search::{Typed, Words};
 use super::view::{self, Feed};
 use super::walk::{Step, Walk, author_key};
 use crate::store::StoreError;
@@ -28,9 +29,6 @@ pub(super) struct Bounds {
     pub(super) steps: usize,
     pub(super) steps_read: usize,
 }
-
-/// How many words that were typed are read as far as one may be, all together.
-const ALL_WORDS: usize = 3;
 
 impl Bounds {
     pub(super) const DEFAULT: Self =
@@ -124,7 +122,7 @@ impl Found {
 }
 
 impl Search<'_> {
-    fn has_filters(&self) -> bool {
+    pub(super) fn has_filters(&self) -> bool {
         !self.formats.is_empty() || !self.languages.is_empty()
     }
 
@@ -132,6 +130,12 @@ impl Search<'_> {
     fn lets(&self, format: &str, language: &str) -> bool {
         let one = |wanted: &[String], is: &str| wanted.is_empty() || wanted.iter().any(|w| w == is);
         one(&self.formats, format) && one(&self.languages, language)
+    }
+
+    /// Whether the book of an entry has the words.
+    fn is_found_in(&self, json: Option<String>) -> bool {
+        let book = json.and_then(|json| entry::decode_book(&json).ok());
+        book.is_some_and(|book| self.typed.finds(&Words::of(&book).text))
     }
 
     /// Whether the place comes before the page.
@@ -154,7 +158,7 @@ impl Search<'_> {
     }
 
     /// The ranges of rows to look into.
-    fn ranges(&self) -> Vec<(i64, i64)> {
+    pub(super) fn ranges(&self) -> Vec<(i64, i64)> {
         let mut ranges: Vec<(i64, i64)> = Vec::new();
         for feed in self.feeds {
             let (first, last) = view::rows_of(feed.number);
@@ -167,121 +171,6 @@ impl Search<'_> {
     }
 }
 
-/// Every book that can be a hit, by row.
-struct Candidates {
-    rows: Vec<i64>,
-    /// Whether they are known to have all of the words.
-    says_words: bool,
-}
-
-/// What looking into the index gave.
-enum Looked {
-    All(Candidates),
-    /// There are too many; at least so many of them are hits.
-    AtLeast(u64),
-}
-
-impl Candidates {
-    fn of(connection: &Connection, search: &Search<'_>) -> Result<Looked, StoreError> {
-        let (words, is_all) = search.typed.rare();
-        let mut known: Option<Self> = None;
-        let mut least = 0;
-        let mut left = ALL_WORDS * search.bounds.counted;
-        for word in &words {
-            let looked = beginning_with(connection, search, word, &mut left)?;
-            match (looked, &mut known) {
-                ((rows, false), _) if words.len() == 1 && is_all && !search.has_filters() => {
-                    least = rows.len() as u64;
-                }
-                ((_, false), Some(known)) => known.says_words = false,
-                ((_, false), None) => {}
-                ((rows, true), Some(known)) => known.keep(&rows),
-                // Words that come before were too common.
-                ((rows, true), None) => {
-                    let says_words = is_all && words.first() == Some(word);
-                    known = Some(Self { rows, says_words });
-                }
-            }
-        }
-        if known.as_ref().is_some_and(|known| known.rows.len() <= search.bounds.read) {
-            return Ok(known.map_or(Looked::AtLeast(least), Looked::All));
-        }
-        // A filter may be rarer than the words.
-        let filters = [('l', &search.languages), ('f', &search.formats)];
-        for (kind, terms) in filters.into_iter().filter(|(_, terms)| !terms.is_empty()) {
-            let terms = terms.iter().map(|term| format!("\"{}\"", search::filter_word(kind, term)));
-            let query = terms.collect::<Vec<_>>().join(" OR ");
-            let is_empty = search.typed.is_empty();
-            let most = if is_empty { search.bounds.counted } else { search.bounds.sorted };
-            let Some(rows) = matching(connection, search, &query, most)? else { continue };
-            match &mut known {
-                Some(known) => known.keep(&rows),
-                None => known = Some(Self { rows, says_words: is_empty }),
-            }
-        }
-        Ok(known.map_or(Looked::AtLeast(least), Looked::All))
-    }
-
-    fn keep(&mut self, others: &[i64]) {
-        self.rows.retain(|row| others.binary_search(row).is_ok());
-    }
-}
-
-/// The rows of books with a word that begins with `typed`, ascending, and whether they are all. At most
-/// `left` words of the index are read, and no more than one word is worth.
-fn beginning_with(
-    connection: &Connection,
-    search: &Search<'_>,
-    typed: &str,
-    left: &mut usize,
-) -> Result<(Vec<i64>, bool), StoreError> {
-    let mut statement = connection
-        .prepare_cached("SELECT doc FROM catalog_words WHERE term >= ?1 AND term <= ?2")?;
-    let mut rows = statement.query([typed, &format!("{typed}\u{10ffff}")])?;
-    let ranges = search.ranges();
-    let mut found: Vec<i64> = Vec::new();
-    let most = search.bounds.counted.min(*left);
-    let (mut read, mut is_all) = (0, true);
-    while let Some(row) = rows.next()? {
-        if read == most {
-            is_all = false;
-            break;
-        }
-        read += 1;
-        let row = row.get(0)?;
-        if ranges.iter().any(|(first, last)| (*first..=*last).contains(&row)) {
-            found.push(row);
-        }
-    }
-    *left -= read;
-    found.sort_unstable();
-    found.dedup();
-    Ok((found, is_all))
-}
-
-/// The rows that an FTS5 query finds, ascending; `None` when they are too many.
-fn matching(
-    connection: &Connection,
-    search: &Search<'_>,
-    query: &str,
-    most: usize,
-) -> Result<Option<Vec<i64>>, StoreError> {
-    let mut statement = connection.prepare_cached(
-        "SELECT rowid FROM catalog_search WHERE catalog_search MATCH ?1 AND rowid BETWEEN ?2 AND ?3",
-    )?;
-    let mut found = Vec::new();
-    for (first, last) in search.ranges() {
-        let mut rows = statement.query((query, first, last))?;
-        while let Some(row) = rows.next()? {
-            if found.len() == most {
-                return Ok(None);
-            }
-            found.push(row.get(0)?);
-        }
-    }
-    Ok(Some(found))
-}
-
 /// Fetches all candidates and sorts those that are hits.
 fn sorted(
     connection: &Connection,
@@ -289,8 +178,9 @@ fn sorted(
     candidates: &Candidates,
 ) -> Result<Found, StoreError> {
     let mut book = connection.prepare_cached(
-        "SELECT title, author, added, format, language FROM catalog_books WHERE row = ?1",
+        "SELECT title, author, added, format, language, block FROM catalog_books WHERE row = ?1",
     )?;
+    let mut entries = view::Entries::new(connection)?;
     let mut places = Vec::new();
     let mut total = 0;
     let (mut formats, mut languages, mut feeds) = (Counts::new(), Counts::new(), BTreeMap::new());
@@ -304,8 +194,11 @@ fn sorted(
         if !search.lets(format, language) {
             continue;
         }
-        if !candidates.says_words && !finds(connection, search, *id, &[title, author])? {
-            continue;
+        if !candidates.says_words && !search.typed.finds(&author_key(author, title)) {
+            let json = entries.get(id >> view::SEQUENCE_BITS, row.get(5)?)?;
+            if !search.is_found_in(json) {
+                continue;
+            }
         }
         total += 1;
         for (counts, term) in [(&mut formats, format), (&mut languages, language)] {
@@ -337,21 +230,6 @@ fn sorted(
     })
 }
 
-/// Whether a book has the words: in one of `fields`, or anywhere in its entry.
-fn finds(
-    connection: &Connection,
-    search: &Search<'_>,
-    row: i64,
-    fields: &[&str],
-) -> Result<bool, StoreError> {
-    if search.typed.finds(&fields.join(" ")) {
-        return Ok(true);
-    }
-    let json = view::entry_at(connection, row)?;
-    let book = json.and_then(|json| entry::decode_book(&json).ok());
-    Ok(book.is_some_and(|book| search.typed.finds(&search::words(&book))))
-}
-
 /// Walks in order and tests each book; the flag says whether the page is whole. Else it ends where the
 /// walk had to stop, and the next page goes on there.
 fn walk(
@@ -380,7 +258,7 @@ fn walk(
                 Some(words) if search.typed.finds(&words) => true,
                 Some(_) => {
                     read += 1;
-                    finds(connection, search, place.row, &[])?
+                    search.is_found_in(view::entry_at(connection, place.row)?)
                 }
             };
             if is_hit && found.rows.len() == search.limit {
@@ -397,7 +275,7 @@ fn walk(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::crypto::PublicKey;
     use crate::store::Database;
@@ -428,14 +306,17 @@ mod tests {
         feeds
     }
 
-    fn open() -> (tempfile::TempDir, Database) {
+    pub(in super::super) fn open() -> (tempfile::TempDir, Database) {
         let dir = tempfile::tempdir().unwrap();
         let db = Database::open(&dir.path().join("p2p.db")).unwrap();
         (dir, db)
     }
 
     /// The rows of all pages, and the least and the exact total that the pages said.
-    fn pages(db: &Database, search: &mut Search<'_>) -> (Vec<i64>, u64, Option<u64>) {
+    pub(in super::super) fn pages(
+        db: &Database,
+        search: &mut Search<'_>,
+    ) -> (Vec<i64>, u64, Option<u64>) {
         let (mut rows, mut least, mut exact) = (Vec::new(), 0, None);
         search.after = None;
         loop {

@@ -8,8 +8,21 @@ use crate::text::prefix;
 /// Appends the words of `text` to `out`, folded and parted by single spaces. At most `max_bytes` of
 /// `text` are read.
 pub(super) fn fold_into(out: &mut String, text: &str, max_bytes: usize) {
+    let text = prefix(text, max_bytes);
     let start = out.len();
     let mut is_between = true;
+    if text.is_ascii() {
+        for byte in text.bytes() {
+            if byte.is_ascii_alphanumeric() {
+                if is_between && out.len() > start {
+                    out.push(' ');
+                }
+                out.push(char::from(byte.to_ascii_lowercase()));
+            }
+            is_between = !byte.is_ascii_alphanumeric();
+        }
+        return;
+    }
     let mut push = |c: char| {
         if c.is_alphanumeric() || is_combining_mark(c) {
             if is_between && out.len() > start {
@@ -21,11 +34,6 @@ pub(super) fn fold_into(out: &mut String, text: &str, max_bytes: usize) {
             is_between = true;
         }
     };
-    let text = prefix(text, max_bytes);
-    if text.is_ascii() {
-        text.bytes().for_each(|byte| push(char::from(byte.to_ascii_lowercase())));
-        return;
-    }
     for c in text.nfkd().filter(|c| !is_accent(*c)).flat_map(char::to_lowercase) {
         match c {
             'ß' => ['s', 's'].into_iter().for_each(&mut push),

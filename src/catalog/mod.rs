@@ -5,7 +5,7 @@
 //! | `entry.rs` | the JSON of a feed's blocks |
 //! | `view.rs` | a feed replayed into SQLite |
 //! | `list.rs`, `across.rs`, `have.rs` | pages of one catalog, and of all; which books are here already |
-//! | `find.rs`, `walk.rs`, `search.rs`, `fold.rs` | finding books in order; words, and how they compare |
+//! | `find.rs`, `candidates.rs`, `walk.rs`, `search.rs`, `fold.rs` | finding books in order; words, and how they compare |
 //! | `replay.rs` | follows a feed into the view |
 //! | `own.rs`, `plan.rs`, `sources.rs` | this node's feed; what must be appended; where the bytes are |
 //! | `halt.rs`, `recovery.rs` | what stops publishing; how it goes on, or with a new feed |
@@ -14,6 +14,7 @@
 
 mod across;
 mod book;
+mod candidates;
 #[doc(hidden)]
 pub mod entry;
 mod error;

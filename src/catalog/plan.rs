@@ -59,44 +59,75 @@ fn additions(
 ) -> Result<Plan, CatalogError> {
     let now = rfc3339(now_ms);
     let mut plan = Plan::default();
-    let last: HashMap<&str, usize> =
-        books.iter().enumerate().map(|(at, book)| (book.entry.id.as_str(), at)).collect();
+    let last = last_places(books);
     for (at, book) in books.iter().enumerate() {
-        if last.get(book.entry.id.as_str()) != Some(&at) {
-            continue;
-        }
-        let before = view::entry_json(connection, feed.number, &book.entry.id)?;
-        match changed(book, before.as_deref(), &now)? {
-            None => plan.changes.unchanged += 1,
-            Some(entry) => {
-                plan.entries.push(entry.into());
-                match before {
-                    Some(_) => plan.changes.updated += 1,
-                    None => plan.changes.added += 1,
-                }
-            }
+        if last.get(book.entry.id.as_str()) == Some(&at) {
+            let before = view::entry_json(connection, feed.number, &book.entry.id)?;
+            let entry = changed(book, before.as_deref(), &now)?;
+            plan.add(entry, before.is_some());
         }
     }
     Ok(plan)
 }
 
-/// Plans to have exactly `books` in the catalog.
+/// Where the last book with each id stands.
+fn last_places(books: &[Book]) -> HashMap<&str, usize> {
+    books.iter().enumerate().map(|(at, book)| (book.entry.id.as_str(), at)).collect()
+}
+
+impl Plan {
+    /// Adds what a book needs: an entry or nothing.
+    fn add(&mut self, entry: Option<String>, was_there: bool) {
+        match (&entry, was_there) {
+            (None, _) => self.changes.unchanged += 1,
+            (Some(_), true) => self.changes.updated += 1,
+            (Some(_), false) => self.changes.added += 1,
+        }
+        self.entries.extend(entry.map(Bytes::from));
+    }
+}
+
+/// Plans to have exactly `books` in the catalog. Reads the catalog once from end to end, which is
+/// several times faster than looking for each book.
 pub(super) fn sync(
     connection: &Connection,
     feed: &Feed,
     books: &[Book],
     now_ms: u64,
 ) -> Result<Plan, CatalogError> {
-    let wanted: HashSet<&str> = books.iter().map(|book| book.entry.id.as_str()).collect();
-    let mut superfluous = view::book_ids(connection, feed.number)?;
-    superfluous.retain(|id| !wanted.contains(id.as_str()));
-    let mut plan = removals(superfluous, now_ms);
-    if wanted.len() as u64 > MAX_BOOKS {
+    let now = rfc3339(now_ms);
+    let mut new = last_places(books);
+    if new.len() as u64 > MAX_BOOKS {
         return Err(CatalogError::TooManyBooks);
     }
-    let rest = additions(connection, feed, books, now_ms)?;
-    plan.entries.extend(rest.entries);
-    plan.changes = Changes { removed: plan.changes.removed, ..rest.changes };
+    let mut superfluous = Vec::new();
+    let mut updated = Vec::new();
+    let mut unchanged = 0;
+    view::each_book(connection, feed.number, |id, entry| {
+        let Some((at, book)) = new.remove(id).and_then(|at| Some((at, books.get(at)?))) else {
+            superfluous.push(id.to_owned());
+            return Ok(());
+        };
+        match changed(book, entry, &now)? {
+            None => unchanged += 1,
+            Some(entry) => updated.push((at, entry)),
+        }
+        Ok::<_, CatalogError>(())
+    })?;
+    let mut plan = removals(superfluous, now_ms);
+    plan.changes.unchanged = unchanged;
+    let mut added: Vec<_> = new.into_values().collect();
+    added.sort_unstable();
+    let added = added.into_iter().filter_map(|at| Some((at, books.get(at)?)));
+    let added = added.map(|(at, book)| Ok((at, changed(book, None, &now)?)));
+    let added = added.collect::<Result<Vec<_>, CatalogError>>()?;
+    let updated = updated.into_iter().map(|(at, entry)| (at, Some(entry), true));
+    let added = added.into_iter().map(|(at, entry)| (at, entry, false));
+    let mut all: Vec<_> = updated.chain(added).collect();
+    all.sort_unstable_by_key(|(at, ..)| *at);
+    for (_, entry, was_there) in all {
+        plan.add(entry, was_there);
+    }
     Ok(plan)
 }
 

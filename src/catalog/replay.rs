@@ -1,7 +1,7 @@
 //! Follows a feed: every new entry goes into the view, in batches, from where the last run stopped.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,8 +19,14 @@ use crate::time::now_ms;
 
 /// How many entries one transaction takes at most.
 const BATCH_ENTRIES: u64 = 2000;
+/// Fewer entries are read where they are asked for.
+const FEW_ENTRIES: u64 = 16;
 /// How many bytes of entries one transaction takes at most (but at least one entry).
 const BATCH_BYTES: usize = 1024 * 1024;
+/// From how many entries on a transaction is a large one.
+const LARGE_BATCH: usize = 500;
+/// How long after the last entries memory for large batches is given back.
+const REST: Duration = Duration::from_secs(1);
 /// The shortest time between two `catalog-updated` events of one feed during a long replay.
 const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 /// How long to gather entries between two batches.
@@ -37,12 +43,15 @@ pub(super) struct Replay {
     feed: Arc<Mutex<Feed>>,
     /// The fork that the feed is replayed at.
     fork: Arc<AtomicU64>,
+    /// Whether the database was given more memory.
+    is_wide: Arc<AtomicBool>,
 }
 
 impl Replay {
     pub(super) fn new(database: Database, core: Core, events: Events, feed: Feed) -> Self {
         let fork = Arc::new(AtomicU64::new(core.fork()));
-        Self { database, core, events, feed: Arc::new(Mutex::new(feed)), fork }
+        let (feed, is_wide) = (Arc::new(Mutex::new(feed)), Arc::default());
+        Self { database, core, events, feed, fork, is_wide }
     }
 
     /// The feed as the view has it.
@@ -71,6 +80,12 @@ impl Replay {
                     }
                 }
                 () = tokio::time::sleep(RETRY), if retry => {}
+                () = tokio::time::sleep(REST), if self.is_wide.load(Ordering::Relaxed) => {
+                    self.is_wide.store(false, Ordering::Relaxed);
+                    if let Err(error) = self.database.narrow().await {
+                        tracing::warn!(%error, "memory of the database was not given back");
+                    }
+                }
             }
             tokio::select! {
                 () = cancel.cancelled() => return,
@@ -93,21 +108,26 @@ impl Replay {
         }
         let mut reported = Instant::now();
         let mut changed = false;
-        let mut batch = self.read(feed.position, fork)?;
+        let mut batch = self.read(feed.position, fork).await?;
         while !batch.is_empty() {
             // The view points at entries in the core: they must be there first.
             self.core.flush().await?;
             let (number, from) = (feed.number, feed.position);
             let after = from + batch.len() as u64;
+            let is_large = batch.len() >= LARGE_BATCH;
+            self.is_wide.fetch_or(is_large, Ordering::Relaxed);
             let core = self.core.clone();
             let write = self.database.write_with(Durability::Process, move |transaction| {
                 if core.fork() != fork {
                     return Err(CatalogError::Moved);
                 }
+                if is_large {
+                    Database::widen(transaction)?;
+                }
                 view::apply(transaction, number, from, &batch, now_ms())
             });
             // The next batch is read while the writer thread works on this one.
-            let (written, next) = tokio::join!(write, async { self.read(after, fork) });
+            let (written, next) = tokio::join!(write, self.read(after, fork));
             match written {
                 Ok(moved) => *feed = moved,
                 // The change is heard of, and the new fork replayed, in the next turn.
@@ -117,7 +137,7 @@ impl Replay {
                     let found = self.database.read(|c| view::feed(c, &feed.server))?;
                     let is_ahead = |found: &Feed| found.number == number && found.position > from;
                     *feed = found.filter(is_ahead).ok_or(CatalogError::Moved)?;
-                    batch = self.read(feed.position, fork)?;
+                    batch = self.read(feed.position, fork).await?;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -135,17 +155,25 @@ impl Replay {
         Ok(())
     }
 
-    /// The next entries of a fork; none when the core is at another by now.
-    fn read(&self, from: u64, fork: u64) -> Result<Vec<Step>, CatalogError> {
+    /// The next entries of a fork; none when the core is at another by now. Many are read on a thread
+    /// of their own: the network does not wait for them.
+    async fn read(&self, from: u64, fork: u64) -> Result<Vec<Step>, CatalogError> {
         let end = self.core.length().min(from.saturating_add(BATCH_ENTRIES));
         if end <= from {
             return Ok(Vec::new());
         }
-        let blocks: Vec<Bytes> = self.core.range(from..end, BATCH_BYTES)?;
-        if self.core.fork() != fork {
-            return Ok(Vec::new());
+        let core = self.core.clone();
+        let read = move || {
+            let blocks: Vec<Bytes> = core.range(from..end, BATCH_BYTES)?;
+            if core.fork() != fork {
+                return Ok(Vec::new());
+            }
+            Ok(blocks.iter().map(|block| Step::read(block)).collect())
+        };
+        if end - from < FEW_ENTRIES {
+            return read();
         }
-        Ok(blocks.iter().map(|block| Step::read(block)).collect())
+        crate::tasks::blocking(read).await.map_err(|_| CatalogError::Closed)?
     }
 
     fn report(&self, server: &PublicKey, length: u64) {

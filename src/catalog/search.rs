@@ -2,11 +2,13 @@
 
 use std::cmp::Reverse;
 use std::fmt::Write;
+use std::ops::Range;
 
 use serde_json::Value;
 
 use super::entry::BookEntry;
 use super::fold::{fold, fold_into, isbn};
+use crate::text::prefix;
 
 /// How many words of a search count; more are left out.
 const MAX_WORDS: usize = 16;
@@ -45,12 +47,11 @@ pub(super) struct Keys {
 impl Keys {
     /// Reads the keys of a book; all of them are bounded.
     pub(super) fn of(book: &BookEntry) -> Self {
-        let title = fold(&book.title, MAX_KEY_BYTES);
-        let author = book.author.as_deref().map(|name| fold(name, MAX_KEY_BYTES));
-        let author = author.filter(|name| !name.is_empty());
+        let Words { text: mut words, title, author } = Words::of(book);
+        let key = |field: Range<usize>| cut(words.get(field).unwrap_or_default()).to_owned();
+        let (title, author) = (key(title), key(author));
         let format = term(book.format.as_deref().unwrap_or(""));
         let language = language(book).map(term).unwrap_or_default();
-        let mut words = words(book);
         for (kind, term) in [('f', &format), ('l', &language)] {
             if !term.is_empty() {
                 let _ = write!(words, " {}", filter_word(kind, term));
@@ -61,7 +62,7 @@ impl Keys {
         }
         Self {
             words,
-            author: author.unwrap_or_else(|| NO_AUTHOR.to_owned()),
+            author: if author.is_empty() { NO_AUTHOR.to_owned() } else { author },
             title,
             added: fold(book.added_at.as_deref().unwrap_or(""), 32),
             format,
@@ -70,30 +71,52 @@ impl Keys {
     }
 }
 
-/// The words that a person finds the book by, parted by single spaces: title, author, series and ISBN.
-pub(super) fn words(book: &BookEntry) -> String {
-    let series = match book.extra.get("series") {
-        Some(Value::Object(series)) => series.get("name").and_then(Value::as_str),
-        Some(series) => series.as_str(),
-        None => None,
-    };
-    let digits = book.isbn.as_deref().and_then(isbn);
-    let fields = [
-        Some(book.title.as_str()),
-        book.author.as_deref(),
-        series,
-        book.isbn.as_deref(),
-        digits.as_deref(),
-    ];
-    let mut text = String::new();
-    for field in fields.into_iter().flatten() {
-        if !text.is_empty() {
-            text.push(' ');
+/// The words that a person finds a book by, parted by single spaces: title, author, series and ISBN.
+pub(super) struct Words {
+    pub(super) text: String,
+    title: Range<usize>,
+    author: Range<usize>,
+}
+
+impl Words {
+    pub(super) fn of(book: &BookEntry) -> Self {
+        let series = match book.extra.get("series") {
+            Some(Value::Object(series)) => series.get("name").and_then(Value::as_str),
+            Some(series) => series.as_str(),
+            None => None,
+        };
+        let digits = book.isbn.as_deref().and_then(isbn);
+        // A second time only where it is written otherwise.
+        let digits = digits.as_deref().filter(|digits| book.isbn.as_deref() != Some(digits));
+        let mut text = String::with_capacity(160);
+        let title = append(&mut text, Some(&book.title));
+        let author = append(&mut text, book.author.as_deref());
+        for field in [series, book.isbn.as_deref(), digits] {
+            append(&mut text, field);
         }
-        fold_into(&mut text, field, MAX_FIELD_BYTES);
-        text.truncate(text.trim_end().len());
+        Self { text, title, author }
     }
-    text
+}
+
+/// Appends the words of a field; where they are now.
+fn append(text: &mut String, field: Option<&str>) -> Range<usize> {
+    let before = text.len();
+    let Some(field) = field else { return before..before };
+    if before > 0 {
+        text.push(' ');
+    }
+    let start = text.len();
+    fold_into(text, field, MAX_FIELD_BYTES);
+    let is_empty = text.len() == start;
+    if is_empty {
+        text.truncate(before);
+    }
+    if is_empty { before..before } else { start..text.len() }
+}
+
+/// A key to sort by.
+fn cut(words: &str) -> &str {
+    prefix(words, MAX_KEY_BYTES).trim_end()
 }
 
 /// The hash of the book's bytes, if its server says it.

@@ -5,9 +5,10 @@
 //! it is described anew. The position up to which a feed was replayed is written in the transaction
 //! that writes the rows. What a book's entry says is read where the feed's core keeps it.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Transaction, params};
 
 use super::CatalogError;
 use super::entry::{self, Entry, EntryError};
@@ -260,12 +261,29 @@ pub(super) fn entry_json(
     Ok(statement.query_row(params![number, book_id], text).optional()?.flatten())
 }
 
-/// The ids of every book in a catalog.
-pub(super) fn book_ids(connection: &Connection, number: i64) -> Result<Vec<String>, StoreError> {
-    let mut statement =
-        connection.prepare_cached("SELECT book_id FROM catalog_books WHERE feed = ?1")?;
-    let rows = statement.query_map([number], |row| row.get(0))?;
-    Ok(rows.collect::<Result<_, _>>()?)
+/// Every book in a catalog: its id, and the JSON of its entry unless that is damaged.
+pub(super) fn each_book<E: From<StoreError>>(
+    connection: &Connection,
+    number: i64,
+    mut work: impl FnMut(&str, Option<&str>) -> Result<(), E>,
+) -> Result<(), E> {
+    let sql = |error: rusqlite::Error| E::from(error.into());
+    let (first, last) = rows_of(number);
+    let mut statement = connection
+        .prepare_cached(
+            "SELECT book_id, (SELECT bytes FROM core_blocks WHERE place = ( \
+               SELECT core.id << 40 FROM catalog_feeds AS feed \
+               CROSS JOIN cores AS core ON core.key = feed.feed_key WHERE feed.number = ?3 \
+             ) | block) FROM catalog_books WHERE row BETWEEN ?1 AND ?2",
+        )
+        .map_err(sql)?;
+    let mut rows = statement.query([first, last, number]).map_err(sql)?;
+    while let Some(row) = rows.next().map_err(sql)? {
+        let id = row.get_ref(0).map_err(sql)?.as_str().map_err(|error| sql(error.into()))?;
+        let entry = row.get_ref(1).map_err(sql)?;
+        work(id, entry.as_bytes().ok().and_then(|entry| std::str::from_utf8(entry).ok()))?;
+    }
+    Ok(())
 }
 
 /// The JSON of the book in a row, if it is still there.
@@ -273,6 +291,38 @@ pub(super) fn entry_at(connection: &Connection, row: i64) -> Result<Option<Strin
     let mut statement =
         connection.prepare_cached("SELECT entry FROM catalog_entries WHERE row = ?1")?;
     Ok(statement.query_row([row], text).optional()?.flatten())
+}
+
+/// Reads many entries whose places are known.
+pub(super) struct Entries<'c> {
+    core_of: CachedStatement<'c>,
+    block: CachedStatement<'c>,
+    cores: BTreeMap<i64, Option<i64>>,
+}
+
+impl<'c> Entries<'c> {
+    pub(super) fn new(connection: &'c Connection) -> Result<Self, StoreError> {
+        let core_of = connection.prepare_cached(
+            "SELECT core.id << 40 FROM catalog_feeds AS feed \
+             CROSS JOIN cores AS core ON core.key = feed.feed_key WHERE feed.number = ?1",
+        )?;
+        let block = connection.prepare_cached("SELECT bytes FROM core_blocks WHERE place = ?1")?;
+        Ok(Self { core_of, block, cores: BTreeMap::new() })
+    }
+
+    /// The JSON of an entry of a feed.
+    pub(super) fn get(&mut self, number: i64, block: i64) -> Result<Option<String>, StoreError> {
+        let core = match self.cores.get(&number) {
+            Some(core) => *core,
+            None => {
+                let core = self.core_of.query_row([number], |row| row.get(0)).optional()?;
+                self.cores.insert(number, core);
+                core
+            }
+        };
+        let Some(core) = core else { return Ok(None) };
+        Ok(self.block.query_row([core | block], text).optional()?.flatten())
+    }
 }
 
 /// A text that may be damaged.

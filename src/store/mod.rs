@@ -10,6 +10,7 @@
 //! has to be opened again when there is room, or the disk works. `writer.rs` says what a failed sync means.
 
 mod backup;
+mod bulk;
 mod cores;
 mod integrity;
 mod log;
@@ -33,6 +34,9 @@ pub use cores::CoreStore;
 const WRITE_QUEUE: usize = 1024;
 /// How many idle read connections are kept.
 const IDLE_READERS: usize = 2;
+/// How many pages the log has before they are put into the file. Pages that many transactions write are
+/// put there once, and each time takes two syncs.
+const LOG_PAGES: i64 = 4000;
 /// What each connection keeps of the database, in KiB. The system keeps it anyway; this saves calls, once
 /// a connection.
 const WRITER_CACHE: i64 = 1024;
@@ -108,6 +112,7 @@ impl Database {
         connection.pragma_update(None, "journal_mode", "WAL")?;
         // The log is synced by the writer's own second thread; checkpoints sync both files.
         connection.pragma_update(None, "synchronous", "NORMAL")?;
+        connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
         configure(&connection, WRITER_CACHE)?;
         schema::migrate(&mut connection)?;
         let writer = Writer::start(connection, path)?;

@@ -17,12 +17,30 @@ use crate::hypercore::tree::{Batch, Roots};
 use crate::hypercore::verifier::Verifier;
 use crate::sync::lock;
 
+/// How many blocks, and how many bytes of them, are hashed where they are appended: a thread that has to
+/// wake up takes longer.
+const FEW_BLOCKS: usize = 8;
+const FEW_BYTES: usize = 16 * 1024;
+
 impl Core {
     /// Appends blocks, each of at most [`MAX_BLOCK_BYTES`], and returns the new length when they are synced to disk.
     ///
     /// Appends that wait at the same time share one commit and one signature. Cancelled, it may or
     /// may not have appended.
     pub async fn append(&self, blocks: Vec<Bytes>) -> Result<u64, CoreError> {
+        self.append_surviving(blocks, Survives::Power).await
+    }
+
+    /// [`Core::append`] with a choice of what the acknowledged append survives.
+    ///
+    /// With [`Survives::Process`], as JavaScript has it, it is not synced: the loss of power can take back
+    /// what peers already have, and the next append then forks the log. For logs of which nobody else has
+    /// a copy yet, and for those that are made anew when they are damaged.
+    pub async fn append_surviving(
+        &self,
+        blocks: Vec<Bytes>,
+        survives: Survives,
+    ) -> Result<u64, CoreError> {
         if self.inner.writer.is_none() || self.inner.file.is_some() {
             return Err(CoreError::NotWritable);
         }
@@ -36,7 +54,7 @@ impl Core {
         let (done, outcome) = oneshot::channel();
         let start = {
             let mut appends = lock(&self.inner.appends);
-            appends.queue.push(Append { blocks, done });
+            appends.queue.push(Append { blocks, survives, done });
             !std::mem::replace(&mut appends.running, true)
         };
         if start {
@@ -64,10 +82,12 @@ async fn run(inner: Arc<Inner>) {
             }
             std::mem::take(&mut appends.queue)
         };
+        let synced = queue.iter().any(|append| append.survives == Survives::Power);
+        let survives = if synced { Survives::Power } else { Survives::Process };
         let (blocks, waiting): (Vec<_>, Vec<_>) =
             queue.into_iter().map(|append| (append.blocks, append.done)).unzip();
         let mut lengths: Vec<u64> = blocks.iter().map(|blocks| blocks.len() as u64).collect();
-        let outcome = append_all(&inner, blocks.into_iter().flatten().collect()).await;
+        let outcome = append_all(&inner, blocks.into_iter().flatten().collect(), survives).await;
         if let Ok(start) = outcome {
             let mut end = start;
             for length in &mut lengths {
@@ -83,13 +103,21 @@ async fn run(inner: Arc<Inner>) {
 }
 
 /// Appends and returns the length before.
-async fn append_all(inner: &Arc<Inner>, blocks: Vec<Bytes>) -> Result<u64, CoreError> {
+async fn append_all(
+    inner: &Arc<Inner>,
+    blocks: Vec<Bytes>,
+    survives: Survives,
+) -> Result<u64, CoreError> {
     let _guard = inner.committing.lock().await;
     // The pages that are stored with an append must not have bits of blocks that are not.
     commit_pending(inner, Survives::Process).await?;
     let signed = {
-        let inner = Arc::clone(inner);
-        blocking(move || sign(&inner, &blocks)).await??
+        if blocks.len() <= FEW_BLOCKS && blocks.iter().map(Bytes::len).sum::<usize>() <= FEW_BYTES {
+            sign(inner, &blocks, survives)?
+        } else {
+            let inner = Arc::clone(inner);
+            blocking(move || sign(&inner, &blocks, survives)).await??
+        }
     };
     inner.storage.commit(Arc::clone(&signed.commit)).await?;
     let mut state = lock(&inner.state);
@@ -107,7 +135,7 @@ struct Signed {
     commit: Arc<Commit>,
 }
 
-fn sign(inner: &Inner, blocks: &[Bytes]) -> Result<Signed, CoreError> {
+fn sign(inner: &Inner, blocks: &[Bytes], survives: Survives) -> Result<Signed, CoreError> {
     let (mut header, roots, manifest) = {
         let state = lock(&inner.state);
         let manifest = state.manifest.clone().ok_or(CoreError::NotWritable)?.manifest;
@@ -140,7 +168,7 @@ fn sign(inner: &Inner, blocks: &[Bytes]) -> Result<Signed, CoreError> {
         blocks: (start..).zip(blocks.iter().cloned()).collect(),
         removed_blocks: Vec::new(),
         pages: lock(&inner.state).bits.pages_with(start, roots.length),
-        survives: Survives::Power,
+        survives,
     };
     Ok(Signed { roots, signature, commit: Arc::new(commit) })
 }
@@ -165,6 +193,17 @@ mod tests {
         assert_eq!(again.get(31).unwrap(), Some(block(31)));
         assert_eq!(again.tree_hash(), core.tree_hash());
         assert_eq!(again.append(vec![block(32)]).await.unwrap(), 33);
+    }
+
+    #[tokio::test]
+    async fn an_append_that_is_not_synced_is_there_after_the_end_of_the_process() {
+        let storage = memory();
+        let core = written(&storage, 3).await;
+        let appended = core.append_surviving(vec![block(3)], Survives::Process).await;
+        assert_eq!(appended.unwrap(), 4);
+        let again = reader(&storage.after_crash(), &core);
+        assert_eq!(again.state(), core.state());
+        assert_eq!(again.get(3).unwrap(), Some(block(3)));
     }
 
     #[tokio::test]

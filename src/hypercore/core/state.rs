@@ -14,7 +14,7 @@ use crate::hypercore::error::CoreError;
 use crate::hypercore::flat_tree;
 use crate::hypercore::manifest::Manifest;
 use crate::hypercore::messages::Node;
-use crate::hypercore::storage::{CoreStorage, Header};
+use crate::hypercore::storage::{CoreStorage, Header, Survives};
 use crate::hypercore::tree::{Nodes, Roots};
 use crate::sync::lock;
 
@@ -47,6 +47,7 @@ pub(super) struct Appends {
 
 pub(super) struct Append {
     pub(super) blocks: Vec<Bytes>,
+    pub(super) survives: Survives,
     pub(super) done: oneshot::Sender<Result<u64, CoreError>>,
 }
 
