@@ -203,7 +203,7 @@ fn go_on(membership: &Membership, reorg: Reorg) -> Result<Applied, ApplyError> {
 
 /// Nothing can be stored: stop asking, and say so once.
 fn fail(replicator: &Replicator, membership: &Membership, error: &CoreError) {
-    if membership.swarm.fail() {
+    if membership.swarm.fail(error) {
         replicator.emit(membership, EventKind::Failed { error: error.clone() });
     }
 }
