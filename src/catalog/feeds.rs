@@ -10,7 +10,7 @@ use super::view;
 use super::{CatalogError, CatalogOptions};
 use crate::crypto::{PublicKey, discovery_key};
 use crate::error::{Error, ErrorCode};
-use crate::hypercore::replicator::{CoreHandle, Download, Policy};
+use crate::hypercore::replicator::{CoreHandle, Download, PeerFilter, Policy};
 use crate::hypercore::static_core::Progress;
 use crate::hypercore::{Core, CoreError, OpenOptions};
 use crate::sync::lock;
@@ -154,12 +154,12 @@ impl PeerFeeds {
                 view::set_feed(transaction, &peer, &key)
             })
             .await?;
-        let policy = Policy {
-            download: Download::All,
-            // The peer's catalog is its own business: nobody gets it from us but itself.
-            upload: Arc::new(move |asking| *asking == peer),
-            peers: Some(Arc::new(move |asking| *asking == peer)),
-        };
+        // The peer's catalog is its own business: unless the user says otherwise, nobody gets it from us
+        // but itself, or learns that we have it.
+        let shares = options.share_feeds;
+        let admits: PeerFilter = Arc::new(move |asking| shares || *asking == peer);
+        let policy =
+            Policy { download: Download::All, upload: Arc::clone(&admits), peers: Some(admits) };
         let handle = options.replicator.add(core.clone(), policy);
         let cancel = CancellationToken::new();
         let replay =
