@@ -5,6 +5,7 @@
 mod books;
 mod core;
 mod dht;
+mod parts;
 mod replicate;
 mod stream;
 mod udx;

@@ -17,7 +17,8 @@ fn book(number: usize) -> Book {
 }
 
 async fn has_books(server: &Server, owner: PublicKey, count: u64) {
-    let is_there = || server.catalog.of(owner).list(&ListOptions::default()).unwrap().total == count;
+    let is_there =
+        || server.catalog.of(owner).list(&ListOptions::default()).unwrap().total == count;
     if !is_there() {
         event(&server.events, |kind| {
             matches!(kind, EventKind::CatalogUpdated { .. }) && is_there()
