@@ -94,6 +94,12 @@ export interface OpenOptions extends WaitOptions {
   limits?: Partial<Limits>
   /** What happens when a peer asks for a book, unless it has a policy of its own; `manual-approve` when left out. */
   policy?: Policy
+  /**
+   * Whether the catalogs of peers are passed on among all approved peers: from this server to those that follow
+   * the same catalog, and from them to it while its owner is away. Off when left out: nobody learns whose
+   * catalogs this server follows.
+   */
+  shareFeeds?: boolean
   /** What this server calls itself to its peers. At most 64 characters. */
   nickname?: string
   /** Where received books go unless the request says otherwise; `books` in the data directory when left out. */

@@ -115,6 +115,7 @@ impl Program {
             replicator: replicator.clone(),
             key_pair: keys.clone(),
             events: events.clone(),
+            share_feeds: false,
         })
         .await?;
         let rules = Arc::new(Rules(Mutex::new(Policy::AutoAccept)));

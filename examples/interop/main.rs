@@ -6,6 +6,7 @@ mod books;
 mod core;
 mod dht;
 mod differential;
+mod parts;
 mod replicate;
 mod stream;
 mod udx;

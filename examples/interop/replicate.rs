@@ -10,6 +10,7 @@
 //! - `wait {name, length}` → `synced {name, length, elapsed_ms}`
 //! - `digest {name}` → `digest {name, length, bytes, digest}` over all blocks
 //! - `peers {name}` → `peers {name, peers}`
+//! - `get`, `range`, `seek`, `clear`: see `parts.rs`
 //! - `download {name, all}`, `allow {name, upload}`: changes policy
 //! - `connect {port}` → `connected`; `disconnect`: closes all connections
 //!
@@ -22,6 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use crate::parts;
 use alex_p2p::crypto::{Hash, KeyPair, keyed_hash};
 use alex_p2p::hypercore::replicator::{CoreHandle, Download, EventKind, Policy, Replicator};
 use alex_p2p::hypercore::{
@@ -159,7 +161,12 @@ impl Program {
                 let options = OpenOptions { blocks, ..OpenOptions::default() };
                 let core = Core::open(&self.storage, key, options)?;
                 let fetch = command["download"].as_bool().unwrap_or(true);
-                let policy = if fetch { Policy::fetch() } else { Policy::serve() };
+                let on_demand = command["onDemand"].as_bool().unwrap_or(false);
+                let policy = match (fetch, on_demand) {
+                    (_, true) => Policy::on_demand(),
+                    (true, false) => Policy::fetch(),
+                    (false, false) => Policy::serve(),
+                };
                 self.insert(&name, core, policy, command);
             }
             "add" => {
@@ -232,6 +239,7 @@ impl Program {
                             "remoteContiguousLength": peer.remote_contiguous_length,
                             "downloadedBlocks": peer.downloaded_blocks,
                             "uploadedBlocks": peer.uploaded_blocks,
+                            "hotswaps": peer.hotswaps,
                         })
                     })
                     .collect();
@@ -258,7 +266,10 @@ impl Program {
                     mux.close();
                 }
             }
-            other => return Err(format!("unknown command {other}").into()),
+            other => {
+                let handle = self.named(&name)?.handle.ok_or("not replicated")?;
+                parts::run(other, &name, &handle, command).await?;
+            }
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use super::view;
 use super::{CatalogError, CatalogOptions};
 use crate::crypto::{PublicKey, discovery_key};
 use crate::error::{Error, ErrorCode};
-use crate::hypercore::replicator::{CoreHandle, Download, Policy};
+use crate::hypercore::replicator::{CoreHandle, Download, PeerFilter, Policy};
 use crate::hypercore::static_core::Progress;
 use crate::hypercore::{Core, CoreChange, CoreError, OpenOptions};
 use crate::sync::lock;
@@ -292,13 +292,13 @@ fn signed_by(core: &Core, server: &PublicKey) -> bool {
         .is_some_and(|manifest| manifest.signers.iter().any(|signer| signer.public_key == *server))
 }
 
-/// Fetches a peer's feed from the peer. Its catalog is its own business: nobody gets it from us but itself.
+/// Fetches a peer's feed. Its catalog is its own business: unless the user says otherwise, nobody gets it
+/// from us but itself, or learns that we have it.
 fn share(options: &CatalogOptions, peer: PublicKey, core: &Core) -> CoreHandle {
-    let policy = Policy {
-        download: Download::All,
-        upload: Arc::new(move |asking| *asking == peer),
-        peers: Some(Arc::new(move |asking| *asking == peer)),
-    };
+    let shares = options.share_feeds;
+    let admits: PeerFilter = Arc::new(move |asking| shares || *asking == peer);
+    let policy =
+        Policy { download: Download::All, upload: Arc::clone(&admits), peers: Some(admits) };
     options.replicator.add(core.clone(), policy)
 }
 

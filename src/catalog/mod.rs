@@ -82,6 +82,8 @@ pub struct CatalogOptions {
     pub key_pair: KeyPair,
     /// Hears of changes.
     pub events: Events,
+    /// Whether peers' feeds are passed on among all peers, and fetched from any of them.
+    pub share_feeds: bool,
 }
 
 /// This node's catalog, and those of its peers. Clones share it.

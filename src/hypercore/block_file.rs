@@ -128,6 +128,14 @@ impl BlockFile {
         Ok(())
     }
 
+    /// Gives the space of blocks back to the disk where the system can do that; they read as zeros then.
+    pub(super) fn punch(&self, blocks: std::ops::Range<u64>) -> Result<(), CoreError> {
+        let file = self.open()?;
+        let start = blocks.start.saturating_mul(self.block_size);
+        let end = blocks.end.saturating_mul(self.block_size).min(file.metadata()?.len());
+        if start < end { Ok(punch_hole(&file, start, end - start)?) } else { Ok(()) }
+    }
+
     /// Whether enough was written that [`Self::sync_early`] is to be called, once for each yes.
     pub(super) fn is_sync_due(&self) -> bool {
         let mut early = lock(&self.early);
@@ -195,6 +203,22 @@ fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
 }
 
+/// Takes bytes out of a file without moving others. File systems that cannot do that keep the space.
+#[cfg(target_os = "linux")]
+fn punch_hole(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match fallocate(file, flags, offset, length) {
+        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn punch_hole(_file: &File, _offset: u64, _length: u64) -> io::Result<()> {
+    Ok(())
+}
+
 #[cfg(windows)]
 pub(super) fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
     let mut done = 0;
@@ -241,6 +265,27 @@ mod tests {
         assert!(matches!(file.read(2, 4), Err(CoreError::FileChanged)));
         file.finish(Some(9)).unwrap();
         assert_eq!(std::fs::read(file.path()).unwrap(), b"abcdefghi");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_space_of_blocks_is_given_back() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let size = 1 << 16;
+        let file = BlockFile::new(dir.path().join("book"), size, FileAccess::Write, None);
+        for index in 0..4 {
+            file.write(index, &vec![7; size as usize]).unwrap();
+        }
+        file.finish(None).unwrap();
+        let before = std::fs::metadata(file.path()).unwrap();
+        file.punch(1..3).unwrap();
+        file.punch(9..u64::MAX).unwrap();
+        let after = std::fs::metadata(file.path()).unwrap();
+        assert_eq!(after.len(), before.len());
+        assert_eq!(file.read(0, size as usize).unwrap(), vec![7; size as usize]);
+        assert_eq!(file.read(2, size as usize).unwrap(), vec![0; size as usize]);
+        assert!(after.blocks() < before.blocks(), "{} {}", after.blocks(), before.blocks());
     }
 
     #[test]

@@ -65,6 +65,9 @@ pub enum CoreError {
         /// What the operating system said.
         message: String,
     },
+    /// The log was cut since the snapshot was taken, and says something else now.
+    #[error("block {0} of the snapshot is gone: the log was cut since")]
+    SnapshotGone(u64),
     /// The caller's signal ended the work.
     #[error("the work was cancelled")]
     Cancelled,
@@ -98,7 +101,7 @@ impl From<CoreError> for Error {
             | CoreError::MissingBlock(_)
             | CoreError::CorruptBlock(_)
             | CoreError::Corrupt(_) => ErrorCode::Corrupt,
-            CoreError::FileChanged => ErrorCode::Unavailable,
+            CoreError::FileChanged | CoreError::SnapshotGone(_) => ErrorCode::Unavailable,
             CoreError::File { kind, .. } => match kind {
                 ErrorKind::StorageFull | ErrorKind::QuotaExceeded => ErrorCode::DiskFull,
                 ErrorKind::NotFound => ErrorCode::NotFound,

@@ -22,7 +22,8 @@ mod verifier;
 mod verify;
 
 pub use self::core::{
-    Applied, BlockSource, Core, CoreChange, CreateOptions, OpenOptions, Position, Verified,
+    Applied, BlockSource, Core, CoreChange, CreateOptions, OpenOptions, Position, Snapshot,
+    Verified,
 };
 pub use block_file::{FileAccess, FileStamp};
 pub use error::{ApplyError, CoreError};

@@ -101,6 +101,7 @@ impl Node {
             replicator: replicator.clone(),
             key_pair: identity.key_pair().clone(),
             events: events.clone(),
+            share_feeds: options.share_feeds,
         })
         .await?;
         let tasks = Tasks::default();

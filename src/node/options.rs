@@ -41,6 +41,11 @@ pub struct NodeOptions {
     /// What happens when a peer asks for a book, unless the peer has a policy of its own.
     #[serde(default)]
     pub policy: Policy,
+    /// Whether the catalogs of peers are passed on among all approved peers: from this server to those
+    /// that follow the same catalog, and from them to it while its owner is away. Off by default: who is
+    /// whose peer is then told to nobody.
+    #[serde(default)]
+    pub share_feeds: bool,
     /// What this server calls itself towards its peers.
     #[serde(default)]
     pub nickname: Option<String>,
@@ -115,6 +120,7 @@ impl NodeOptions {
             relay: RelaySettings::default(),
             limits: Limits::default(),
             policy: Policy::default(),
+            share_feeds: false,
             nickname: None,
             books_dir: None,
         }

@@ -115,6 +115,22 @@ impl Server {
         policy: Policy,
         limits: TransferLimits,
     ) -> Result<Self, Error> {
+        Self::open(folder, keys, policy, limits, false).await
+    }
+
+    /// A server that passes peers' catalogs on, or does not.
+    pub async fn start_sharing(disk: &Disk, share_feeds: bool) -> Self {
+        let (policy, limits) = (Policy::AutoAccept, TransferLimits::default());
+        Self::open(disk.dir.path(), &disk.keys, policy, limits, share_feeds).await.unwrap()
+    }
+
+    async fn open(
+        folder: &Path,
+        keys: &KeyPair,
+        policy: Policy,
+        limits: TransferLimits,
+        share_feeds: bool,
+    ) -> Result<Self, Error> {
         let database = Database::open(&folder.join("p2p.db"))?;
         let storage: Arc<dyn Storage> = Arc::new(CoreStore::new(database.clone()));
         let replicator = Replicator::new();
@@ -125,6 +141,7 @@ impl Server {
             replicator: replicator.clone(),
             key_pair: keys.clone(),
             events: events.clone(),
+            share_feeds,
         })
         .await?;
         let rules = Arc::new(Rules(Mutex::new(policy)));

@@ -3,12 +3,14 @@
 mod append;
 mod apply;
 mod check;
+mod clear;
 mod commit;
 #[cfg(test)]
 mod fixture;
 mod open;
 mod read;
 mod reorg;
+mod snapshot;
 mod state;
 mod truncate;
 
@@ -24,6 +26,7 @@ use crate::crypto::{Hash, KeyPair};
 pub(super) use check::CancelOnDrop;
 pub use check::Verified;
 pub(super) use reorg::{Path, Reorg};
+pub use snapshot::Snapshot;
 
 /// A log. Clones share it.
 ///

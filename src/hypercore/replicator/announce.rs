@@ -6,6 +6,8 @@ use crate::hypercore::messages::{Bitfield, MAX_BITFIELD_WORDS, Message, Range, S
 
 /// The most runs of blocks beyond the contiguous ones that wait to be announced.
 const MAX_HAVES: usize = 64;
+/// The last blocks of a log are told of to everybody, as in npm hypercore.
+const LAST_BLOCKS: u64 = 256;
 
 impl Peer {
     /// Blocks that arrived beyond the contiguous ones, to be announced.
@@ -16,6 +18,19 @@ impl Peer {
             *count += length;
         } else if self.haves.len() < MAX_HAVES {
             self.haves.push((start, length));
+        } else {
+            // Too many to tell one by one: what the peer wants to know is answered anew.
+            self.haves.clear();
+            self.wants = self.remote_wants.iter().collect();
+        }
+    }
+
+    /// Blocks that are not here any more.
+    pub(super) fn dropped(&mut self, start: u64, length: u64) {
+        self.announced = self.announced.min(start);
+        self.haves.retain(|(at, count)| at + count <= start || *at >= start + length);
+        if self.role.uploading && self.sent_sync.is_some() {
+            self.out.push(Message::Range(Range { drop: true, start, length }));
         }
     }
 
@@ -46,7 +61,11 @@ impl Peer {
             }
         }
         for (start, length) in std::mem::take(&mut self.haves) {
-            if start + length > contiguous && self.remote.is_none_or(|remote| remote.downloading) {
+            let is_of_use = start + length > contiguous
+                && self.remote.is_none_or(|remote| remote.downloading)
+                && (start + LAST_BLOCKS >= core.length()
+                    || self.remote_wants.covers(start, length));
+            if is_of_use {
                 self.put_range(start, length);
             }
         }
@@ -101,6 +120,12 @@ impl Peer {
         if contiguous == core.length() || end <= contiguous || any && start < contiguous {
             if contiguous > 0 {
                 self.put_range(0, contiguous);
+            }
+            return;
+        }
+        if any {
+            if let Some(first) = core.next_present(start).filter(|first| *first < end) {
+                self.put_range(first, 1);
             }
             return;
         }

@@ -204,7 +204,7 @@ fn go_on(membership: &Membership, reorg: Reorg) -> Result<Applied, ApplyError> {
 /// Nothing can be stored: stop asking, and say so once. A core that was closed is no failure: whoever
 /// opens it again goes on, and must not hear of this.
 fn fail(replicator: &Replicator, membership: &Membership, error: &CoreError) {
-    if !matches!(error, CoreError::Closed) && membership.swarm.fail() {
+    if !matches!(error, CoreError::Closed) && membership.swarm.fail(error) {
         replicator.emit(membership, EventKind::Failed { error: error.clone() });
     }
 }

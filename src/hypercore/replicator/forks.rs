@@ -6,9 +6,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::expected::ExpectedNodes;
 use super::local::LocalCore;
 use super::peer::Peer;
-use super::requests::{Asked, Downloads, ExpectedNodes, Outstanding};
+use super::requests::{Asked, Downloads, Outstanding};
 use crate::hypercore::core::Path;
 use crate::hypercore::messages::Sync;
 

@@ -1,6 +1,8 @@
 //! What replication has to know of a core: enough for the state machine, nothing of storage.
 
-use crate::hypercore::Core;
+use std::ops::Range;
+
+use crate::hypercore::{Core, Position};
 
 /// A core as the state machine sees it. Answers are immediate.
 pub(super) trait LocalCore {
@@ -18,6 +20,10 @@ pub(super) trait LocalCore {
     fn has(&self, index: u64) -> bool;
     /// The first block at or after `from` that is not here.
     fn next_missing(&self, from: u64) -> u64;
+    /// The first block at or after `from` that is here.
+    fn next_present(&self, from: u64) -> Option<u64>;
+    /// The blocks that the byte at `offset` may be in, while that is more than one.
+    fn seek(&self, offset: u64) -> Option<Range<u64>>;
     /// Bitfield words of 32 blocks from `start`, a multiple of 32; zeros at the end may be missing.
     fn bitfield_words(&self, start: u64, count: usize) -> Vec<u32>;
     /// How many levels above a block there is no tree node here.
@@ -53,6 +59,15 @@ impl LocalCore for Core {
     }
     fn next_missing(&self, from: u64) -> u64 {
         self.next_missing(from)
+    }
+    fn next_present(&self, from: u64) -> Option<u64> {
+        self.next_present(from)
+    }
+    fn seek(&self, offset: u64) -> Option<Range<u64>> {
+        match self.seek(offset) {
+            Ok(Position::Between { start, end }) => Some(start..end),
+            _ => None,
+        }
     }
     fn bitfield_words(&self, start: u64, count: usize) -> Vec<u32> {
         self.bitfield_words(start, count)
@@ -145,6 +160,16 @@ pub(super) mod tests {
         }
         fn next_missing(&self, from: u64) -> u64 {
             (from..).find(|index| !self.has(*index)).unwrap_or(u64::MAX)
+        }
+        fn next_present(&self, from: u64) -> Option<u64> {
+            self.blocks.range(from..).next().copied()
+        }
+        /// Blocks have 100 bytes; the tree is known down to the nodes that are here.
+        fn seek(&self, offset: u64) -> Option<Range<u64>> {
+            let block = offset / 100;
+            let level = self.missing_nodes(block) as u32;
+            let start = block >> level << level;
+            (block < self.length && level > 0).then(|| start..start + (1 << level))
         }
         fn bitfield_words(&self, start: u64, count: usize) -> Vec<u32> {
             let word =

@@ -4,30 +4,39 @@
 //! |---|---|
 //! | `peer.rs`, `announce.rs`, `schedule.rs` | one core with one peer: messages in, messages out |
 //! | `forks.rs` | following a peer to a later fork |
-//! | `requests.rs`, `pipeline.rs` | what is being downloaded, from whom, and how much at once |
-//! | `remote_bitfield.rs` | what a peer says it has |
+//! | `requests.rs`, `expected.rs`, `pipeline.rs` | what is being downloaded, from whom, and how much at once |
+//! | `wanted.rs`, `seeks.rs` | which blocks and bytes somebody waits for |
+//! | `hotswap.rs` | asking a quicker peer for what a slow one was asked for |
+//! | `remote_bitfield.rs`, `remote_wants.rs` | what a peer says it has, and wants to hear of |
 //! | `upload.rs` | what a peer asked for |
 //! | `capability.rs` | that a peer knows the core's key |
 //! | `local.rs` | what all of these see of a core |
 //! | `swarm.rs` | one core with all its peers |
 //! | `registry.rs` | all cores with all connections |
+//! | `fetch.rs` | reading, fetching and clearing parts of a core |
 //! | `driver.rs` | the state machine on a protomux channel |
 
 mod announce;
 mod capability;
 mod driver;
+mod expected;
+mod fetch;
 mod forks;
+mod hotswap;
 mod local;
 mod peer;
 mod pipeline;
 mod registry;
 mod remote_bitfield;
+mod remote_wants;
 mod requests;
 mod schedule;
+mod seeks;
 #[cfg(test)]
 mod simulation;
 mod swarm;
 mod upload;
+mod wanted;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -40,6 +49,7 @@ use crate::encoding::DecodeError;
 use crate::protomux::Protomux;
 use crate::rate_limit::RateLimit;
 
+pub use fetch::Fetching;
 use swarm::Swarm;
 
 /// The protocol's name on protomux.
@@ -53,7 +63,10 @@ pub type PeerFilter = Arc<dyn Fn(&PublicKey) -> bool + Send + Sync>;
 pub enum Download {
     /// All of it, and all that is appended later.
     All,
-    /// Nothing: the core is only served.
+    /// Its length, now and later; its blocks only as they are asked for with [`CoreHandle::get`],
+    /// [`CoreHandle::download`] and [`CoreHandle::seek`].
+    OnDemand,
+    /// Nothing but what is asked for, while somebody waits for it: the core is served.
     #[default]
     None,
 }
@@ -70,7 +83,7 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Serves everybody and fetches nothing: for a log that is written here.
+    /// Serves everybody and fetches nothing by itself: for a log that is written here.
     #[must_use]
     pub fn serve() -> Self {
         Self { download: Download::None, upload: Arc::new(|_| true), peers: None }
@@ -80,6 +93,12 @@ impl Policy {
     #[must_use]
     pub fn fetch() -> Self {
         Self { download: Download::All, ..Self::serve() }
+    }
+
+    /// Fetches blocks as they are asked for, and serves everybody.
+    #[must_use]
+    pub fn on_demand() -> Self {
+        Self { download: Download::OnDemand, ..Self::serve() }
     }
 
     /// The same, only with the peers that `admits` says yes to.
@@ -106,6 +125,8 @@ pub struct PeerInfo {
     pub uploaded_blocks: u64,
     /// Their bytes.
     pub uploaded_bytes: u64,
+    /// Blocks that it was asked for because the peer that was asked before was slow.
+    pub hotswaps: u64,
 }
 
 /// Something that happened to a core with a peer.
@@ -216,7 +237,7 @@ impl CoreHandle {
     /// Changes what is fetched, at once.
     pub fn set_download(&self, download: Download) {
         self.swarm.set_download(download);
-        if download == Download::All {
+        if download != Download::None {
             // Channels may have been closed because neither side wanted anything.
             self.replicator.open_everywhere(&self.swarm);
         }

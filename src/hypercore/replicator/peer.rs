@@ -4,20 +4,20 @@
 //! as [`Delivery`], and requests that are to be answered wait in [`Peer::uploads`]. What is said about
 //! ourselves is in `announce.rs`, what is asked for in `schedule.rs`.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
 use super::Violation;
+use super::expected::ExpectedNodes;
 use super::forks::Following;
 use super::local::LocalCore;
 use super::pipeline::Pipeline;
 use super::remote_bitfield::RemoteBitfield;
-use super::requests::{Asked, Downloads, ExpectedNodes, Outstanding, PeerId, Scan};
+use super::remote_wants::RemoteWants;
+use super::requests::{Asked, Downloads, Outstanding, PeerId, Scan};
 use super::upload::UploadQueue;
 use crate::hypercore::messages::{Data, Message, NoData, NoDataReason, Sync, Want};
 
-/// How many answers to questions nobody asked are let pass: those to cancelled requests.
-const MAX_UNASKED: u32 = 4096;
 /// After so many refusals in a row a peer is asked for nothing until it says something new.
 const MAX_REFUSALS: u32 = 64;
 /// How many answers in a row may be of no use, because what they build on did not come.
@@ -58,6 +58,7 @@ pub(super) struct Counters {
     pub(super) downloaded_bytes: u64,
     pub(super) uploaded_blocks: u64,
     pub(super) uploaded_bytes: u64,
+    pub(super) hotswaps: u64,
 }
 
 /// The state machine.
@@ -80,6 +81,7 @@ pub(super) struct Peer {
     pub(super) told: u64,
     pub(super) haves: Vec<(u64, u64)>,
     pub(super) wants: VecDeque<Want>,
+    pub(super) remote_wants: RemoteWants,
 
     // schedule.rs
     pub(super) outstanding: HashMap<u64, Outstanding>,
@@ -100,6 +102,17 @@ pub(super) struct Peer {
     pub(super) resting_until: Option<Instant>,
     pub(super) last_progress: Instant,
     pub(super) pipeline: Pipeline,
+    /// How many requests were taken back: so many answers may come that nobody waits for.
+    pub(super) cancels: u64,
+
+    // hotswap.rs
+    pub(super) next_swap: Option<Instant>,
+
+    // seeks.rs
+    /// Whether the peer understands seeks.
+    pub(super) seeks: bool,
+    /// What the peer knows no way to, until it has more.
+    pub(super) refused_seeks: HashSet<u64>,
 
     // forks.rs
     pub(super) following: Following,
@@ -108,7 +121,7 @@ pub(super) struct Peer {
 
     /// Answers that arrived before the one they build on, by that one's request.
     deferred: HashMap<u64, Vec<Delivery>>,
-    unasked: u32,
+    unasked: u64,
     retries: u32,
     pub(super) out: Vec<Message>,
 }
@@ -129,6 +142,7 @@ impl Peer {
             told: 0,
             haves: Vec::new(),
             wants: VecDeque::new(),
+            remote_wants: RemoteWants::default(),
             outstanding: HashMap::new(),
             expected: ExpectedNodes::default(),
             scan: Scan::default(),
@@ -144,6 +158,10 @@ impl Peer {
             resting_until: None,
             last_progress: now,
             pipeline: Pipeline::new(now),
+            cancels: 0,
+            next_swap: None,
+            seeks: true,
+            refused_seeks: HashSet::new(),
             following: Following::default(),
             fork: 0,
             deferred: HashMap::new(),
@@ -168,11 +186,15 @@ impl Peer {
             Message::Data(data) => return self.on_data(data, core, downloads, now),
             Message::NoData(no_data) => self.on_no_data(no_data, core, downloads, now),
             Message::Want(want) => {
-                if self.wants.len() < MAX_WANTS {
+                self.remote_wants.add(&want);
+                if self.wants.len() < MAX_WANTS && !self.wants.contains(&want) {
                     self.wants.push_back(want);
                 }
             }
-            Message::Unwant(want) => self.wants.retain(|other| other != &want),
+            Message::Unwant(want) => {
+                self.remote_wants.remove(&want);
+                self.wants.retain(|other| other != &want);
+            }
             Message::Bitfield(bitfield) => {
                 self.bits.insert(bitfield.start, &bitfield.words);
                 self.on_more();
@@ -256,6 +278,7 @@ impl Peer {
     fn on_more(&mut self) {
         self.refusals = 0;
         self.resting_until = None;
+        self.refused_seeks.clear();
         self.scan.restart();
     }
 
@@ -269,7 +292,7 @@ impl Peer {
         let request = data.request;
         let Some(outstanding) = self.outstanding.remove(&request) else {
             self.unasked += 1;
-            let allowed = request < self.next_id && self.unasked <= MAX_UNASKED;
+            let allowed = request < self.next_id && self.unasked <= self.cancels;
             return if allowed { Ok(Vec::new()) } else { Err(Violation::Unasked) };
         };
         let bytes = data.block.as_ref().map_or(0, |block| block.value.len() as u64);
@@ -281,11 +304,16 @@ impl Peer {
         let asked_block = match outstanding.asked {
             Asked::Block { index, .. } => Some(index),
             Asked::Upgrade { block, .. } => block,
-            Asked::Manifest | Asked::Check { .. } | Asked::Fork { .. } | Asked::Path { .. } => None,
+            Asked::Manifest
+            | Asked::Check { .. }
+            | Asked::Seek { .. }
+            | Asked::Fork { .. }
+            | Asked::Path { .. } => None,
         };
-        let asked_hash = match outstanding.asked {
-            Asked::Path { index, .. } => Some(2 * index),
-            _ => None,
+        let (asked_hash, asked_bytes) = match outstanding.asked {
+            Asked::Seek { index, bytes, .. } => (Some(2 * index), Some(bytes)),
+            Asked::Path { index, .. } => (Some(2 * index), None),
+            _ => (None, None),
         };
         let is_upgrade = matches!(
             outstanding.asked,
@@ -293,7 +321,7 @@ impl Peer {
         );
         let wrong = data.block.as_ref().is_some_and(|block| Some(block.index) != asked_block)
             || data.hash.as_ref().is_some_and(|hash| Some(hash.index) != asked_hash)
-            || data.seek.is_some()
+            || data.seek.as_ref().is_some_and(|seek| Some(seek.bytes) != asked_bytes)
             || data.upgrade.is_some() && !is_upgrade;
         if wrong {
             return Err(Violation::WrongAnswer);
@@ -304,7 +332,7 @@ impl Peer {
                 Asked::Upgrade { .. } | Asked::Check { .. } | Asked::Fork { .. } => {
                     data.upgrade.is_some()
                 }
-                Asked::Path { .. } => data.hash.is_some(),
+                Asked::Path { .. } | Asked::Seek { .. } => data.hash.is_some(),
                 Asked::Manifest => data.manifest.is_some(),
             };
         if !complete {
@@ -368,6 +396,9 @@ impl Peer {
                 }
             }
             Asked::Fork { .. } | Asked::Path { .. } => self.refuse_fork(outstanding),
+            Asked::Seek { seek, .. } => {
+                self.refused_seeks.insert(seek);
+            }
             Asked::Manifest | Asked::Check { .. } => {}
         }
         self.settle(request, outstanding.asked, false, downloads);
@@ -399,11 +430,15 @@ impl Peer {
                 self.settle_fork(applied, downloads);
                 None
             }
+            Asked::Seek { seek, .. } => {
+                downloads.seek_done(self.id, seek);
+                None
+            }
             Asked::Manifest | Asked::Check { .. } => None,
         };
         match block {
-            Some(index) if applied => downloads.fulfilled(index),
-            Some(index) => downloads.release(index),
+            Some(index) if applied => downloads.fulfilled(self.id, index),
+            Some(index) => downloads.release(self.id, index),
             None => {}
         }
         self.convicted |= !applied && matches!(asked, Asked::Check { .. });

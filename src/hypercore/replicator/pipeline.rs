@@ -62,10 +62,14 @@ impl Pipeline {
         self.shortest.unwrap_or_default()
     }
 
+    /// The highest rate of late, in bytes a second; 0 before it was measured.
+    pub(super) fn rate(&self) -> f64 {
+        self.highest[0].max(self.highest[1])
+    }
+
     /// How many bytes of blocks may be asked for at once.
     pub(super) fn window(&self) -> u64 {
-        let rate = self.highest[0].max(self.highest[1]);
-        (GAIN * rate * self.distance().as_secs_f64() + SLACK).min(MOST) as u64
+        (GAIN * self.rate() * self.distance().as_secs_f64() + SLACK).min(MOST) as u64
     }
 }
 

@@ -181,10 +181,11 @@ impl Replicator {
             },
             () = swarm.closed.cancelled() => return End::Removed,
         };
-        if let Err(violation) = connection.check(swarm, &handshake) {
-            return violation.into();
-        }
-        let membership = swarm.join(connection.peer);
+        let seeks = match connection.check(swarm, &handshake) {
+            Ok(handshake) => handshake.seeks,
+            Err(violation) => return violation.into(),
+        };
+        let membership = swarm.join(connection.peer, seeks);
         self.emit(&membership, EventKind::PeerJoined);
         let end = driver::run(self, &membership, channel).await;
         self.emit(&membership, EventKind::PeerLeft);
@@ -242,9 +243,9 @@ fn on_remote_open(inner: &Weak<Inner>, connection: &Weak<Connection>, remote: Re
 
 impl Connection {
     /// Checks the peer's proof that it knows the core's key.
-    fn check(&self, swarm: &Swarm, handshake: &[u8]) -> Result<(), Violation> {
+    fn check(&self, swarm: &Swarm, handshake: &[u8]) -> Result<Handshake, Violation> {
         let (mux, handshake) = (&self.mux, Handshake::decode(handshake)?);
         let theirs = capability(!mux.is_initiator(), &swarm.key, mux.handshake_hash());
-        if handshake.capability == theirs { Ok(()) } else { Err(Violation::Capability) }
+        if handshake.capability == theirs { Ok(handshake) } else { Err(Violation::Capability) }
     }
 }

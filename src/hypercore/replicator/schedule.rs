@@ -2,10 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use super::hotswap::Pace;
 use super::local::LocalCore;
 use super::peer::Peer;
 use super::requests::{Asked, Downloads, Outstanding};
-use crate::hypercore::messages::{Message, Request, RequestNode, RequestUpgrade, Want};
+use crate::hypercore::messages::{
+    Message, Request, RequestNode, RequestSeek, RequestUpgrade, Want,
+};
 
 /// How many requests may be in flight at least, at most, and at most over a long distance.
 const WINDOW: std::ops::RangeInclusive<u64> = 4..=512;
@@ -18,7 +21,7 @@ pub(super) const STALL: Duration = Duration::from_secs(15);
 const REST: Duration = Duration::from_secs(5);
 /// Blocks a want covers, as in npm hypercore.
 const WANT_BLOCKS: u64 = 2_097_152;
-/// The most wants that are sent over the life of a channel.
+/// The most wants that stand at once, as in npm hypercore.
 const MAX_WANTED: usize = 512;
 
 impl Peer {
@@ -31,6 +34,7 @@ impl Peer {
         now: Instant,
     ) -> Vec<Message> {
         self.check_stall(downloads, now);
+        self.cancel_beaten(downloads);
         self.announce(core);
         self.schedule(core, downloads, now);
         std::mem::take(&mut self.out)
@@ -39,7 +43,7 @@ impl Peer {
     /// When [`Self::poll`] has something to do though no message came.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let stall = (!self.outstanding.is_empty()).then(|| self.last_progress + STALL);
-        stall.into_iter().chain(self.resting_until).min()
+        stall.into_iter().chain(self.resting_until).chain(self.next_swap).min()
     }
 
     /// Whether another [`Self::poll`] has something to put out at once.
@@ -56,6 +60,7 @@ impl Peer {
             return;
         }
         for (request, outstanding) in std::mem::take(&mut self.outstanding) {
+            self.cancels += 1;
             self.out.push(Message::Cancel(request));
             self.settle(request, outstanding.asked, false, downloads);
         }
@@ -65,6 +70,7 @@ impl Peer {
     }
 
     fn schedule(&mut self, core: &impl LocalCore, downloads: &mut Downloads, now: Instant) {
+        self.next_swap = self.next_swap.filter(|next| now < *next);
         let Some(remote) = self.remote else { return };
         self.notice_fork(core, downloads);
         if remote.fork > core.fork() {
@@ -102,8 +108,8 @@ impl Peer {
             && downloads.claim_upgrade(self.id)
         {
             // The first new block comes along: for a live append, one round trip instead of two.
-            let block =
-                (self.bits.has(length) && downloads.claim(self.id, core, length)).then_some(length);
+            let comes_along = self.bits.has(length) && downloads.claim(self.id, core, length, now);
+            let block = comes_along.then_some(length);
             let upgrade = Asked::Upgrade { start: length, length: remote.length - length, block };
             let manifest = core.needs_manifest() && remote.has_manifest;
             self.ask(upgrade, None, manifest, core, now);
@@ -114,14 +120,29 @@ impl Peer {
             behind if core.can_upgrade_from(behind) => behind,
             _ => 0,
         };
+        if !downloads.seeks.is_empty() {
+            self.seek(core, downloads, end, now);
+        }
+        let pace = Pace { rate: self.pipeline.rate(), answered_at: self.last_progress };
+        downloads.note_pace(self.id, pace);
         let window = self.window(core);
-        while (self.outstanding.len() as u64) < window {
-            let next = downloads.claim_next(self.id, core, &self.bits, &mut self.scan, end);
-            let Some(index) = next else { break };
+        loop {
+            let room = window.saturating_sub(self.outstanding.len() as u64);
+            if room == 0 {
+                break;
+            }
+            let next = downloads.claim_next(self.id, core, &self.bits, &mut self.scan, end, now);
+            let Some(index) = next else {
+                self.hotswap(core, downloads, end, room, now);
+                break;
+            };
             let (nodes, depends_on) = self.expected.plan(core, index);
             self.ask(Asked::Block { index, nodes }, depends_on, false, core, now);
+            if downloads.is_urgent(index) {
+                self.hurry();
+            }
         }
-        self.want_unknown(core, end);
+        self.want_unknown(core, downloads, end);
         self.bits.forget_below(core.contiguous_length());
     }
 
@@ -155,14 +176,26 @@ impl Peer {
             Asked::Path { index, levels } => {
                 request.hash = Some(RequestNode { index: 2 * index, nodes: levels });
             }
+            Asked::Seek { bytes, index, nodes, .. } => {
+                request.hash = Some(RequestNode { index: 2 * index, nodes });
+                request.seek = self.seeks.then_some(RequestSeek { bytes, padding: 0 });
+            }
             Asked::Manifest => {}
         }
         if self.outstanding.is_empty() {
             self.last_progress = now;
         }
+        let sent = self.pipeline.on_sent(now);
         self.outstanding
-            .insert(id, Outstanding { asked, fork, depends_on, sent: self.pipeline.on_sent(now) });
+            .insert(id, Outstanding { asked, fork, depends_on, sent, is_hotswap: false });
         self.out.push(Message::Request(request));
+    }
+
+    /// Lets the request that was put out last be answered before others.
+    fn hurry(&mut self) {
+        if let Some(Message::Request(request)) = self.out.last_mut() {
+            request.priority = 1;
+        }
     }
 
     /// How many requests may be in flight: as many as fill the byte budget by the core's average
@@ -175,19 +208,47 @@ impl Peer {
         by_bytes.clamp(*WINDOW.start(), most)
     }
 
-    /// Asks which blocks the peer has where it has not said that it has all.
-    fn want_unknown(&mut self, core: &impl LocalCore, end: u64) {
+    /// Asks which of the blocks that are wanted the peer has, where it has not said that it has all.
+    fn want_unknown(&mut self, core: &impl LocalCore, downloads: &Downloads, end: u64) {
         let known = self.bits.contiguous().max(core.contiguous_length());
-        let mut segment = known / WANT_BLOCKS;
-        while known < end && segment * WANT_BLOCKS < end && self.wanted.len() < MAX_WANTED {
-            if self.wanted.insert(segment) {
-                self.out.push(Message::Want(Want {
-                    start: segment * WANT_BLOCKS,
-                    length: WANT_BLOCKS,
-                    any: false,
-                }));
+        let mut at = known;
+        while let Some(next) = downloads.wanted().next(at).filter(|next| *next < end) {
+            let segment = next / WANT_BLOCKS;
+            if !self.want_segment(segment, downloads, known) {
+                return;
             }
-            segment += 1;
+            at = (segment + 1) * WANT_BLOCKS;
+        }
+        for (_, bytes) in downloads.seeks.bytes() {
+            let Some(range) = core.seek(bytes).filter(|range| range.end > known) else { continue };
+            if range.start < end && !self.want_segment(range.start / WANT_BLOCKS, downloads, known)
+            {
+                return;
+            }
         }
     }
+
+    /// Asks which blocks of a segment the peer has; false when there are too many to ask for.
+    fn want_segment(&mut self, segment: u64, downloads: &Downloads, known: u64) -> bool {
+        if self.wanted.contains(&segment) {
+            return true;
+        }
+        if self.wanted.len() >= MAX_WANTED {
+            let needless = |segment: &u64| {
+                let (start, end) = (segment * WANT_BLOCKS, (segment + 1) * WANT_BLOCKS);
+                let next = downloads.wanted().next(start.max(known));
+                next.is_none_or(|next| next >= end)
+            };
+            let Some(other) = self.wanted.iter().copied().find(needless) else { return false };
+            self.wanted.remove(&other);
+            self.out.push(Message::Unwant(segment_want(other)));
+        }
+        self.wanted.insert(segment);
+        self.out.push(Message::Want(segment_want(segment)));
+        true
+    }
+}
+
+fn segment_want(segment: u64) -> Want {
+    Want { start: segment * WANT_BLOCKS, length: WANT_BLOCKS, any: false }
 }

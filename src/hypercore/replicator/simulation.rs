@@ -28,7 +28,9 @@ struct Side {
 impl Side {
     fn new(core: FakeCore, role: Role, peers: usize, now: Instant) -> Self {
         let peers = (0..peers as u64).map(|id| Peer::new(PeerId(id), role, now)).collect();
-        Self { core, downloads: Downloads::default(), peers, received: Vec::new() }
+        let mut downloads = Downloads::default();
+        downloads.want_all(role.downloading);
+        Self { core, downloads, peers, received: Vec::new() }
     }
 
     fn poll(&mut self, peer: usize, now: Instant) -> Vec<Message> {
@@ -309,4 +311,149 @@ fn a_peer_that_always_has_a_later_fork_is_asked_a_few_times_and_then_once_a_seco
     }
     assert!((64..=74).contains(&asked), "{asked}");
     assert!(reader.peers[0].outstanding.is_empty());
+}
+
+/// What a side puts out, by kind.
+fn requests<'a>(messages: &'a [Message]) -> Vec<&'a Request> {
+    let request = |message: &'a Message| match message {
+        Message::Request(request) => Some(request),
+        _ => None,
+    };
+    messages.iter().filter_map(request).collect()
+}
+
+#[test]
+fn a_quick_peer_takes_over_from_a_slow_one_which_is_told() {
+    let now = Instant::now();
+    let mut slow = Side::new(FakeCore::writer(50), WRITER, 1, now);
+    let mut quick = Side::new(FakeCore::writer(50), WRITER, 1, now);
+    let mut reader = Side::new(FakeCore::reader(50), READER, 2, now);
+    for message in slow.poll(0, now) {
+        reader.take(0, message, now).unwrap();
+    }
+    assert_eq!(requests(&reader.poll(0, now)).len(), 50);
+    run(&mut quick, 0, &mut reader, 1, now);
+    assert_eq!(reader.received.len(), 0, "the other may still send it");
+    let due = reader.peers[1].deadline().unwrap();
+    assert!(due < now + STALL);
+    for round in 1..20 {
+        run(&mut quick, 0, &mut reader, 1, now + round * (due - now));
+    }
+    assert_eq!(reader.core.contiguous_length(), 50);
+    assert_eq!(reader.received.len(), 50);
+    assert_eq!(reader.peers[1].counters.hotswaps, 50);
+    let cancels = reader.poll(0, due);
+    assert_eq!(cancels.iter().filter(|m| matches!(m, Message::Cancel(_))).count(), 50);
+    assert_eq!(reader.downloads.claimed(), 0);
+    // What was on its way when it was cancelled is let pass, once a request.
+    let late = |request| Message::Data(Data { request, ..Data::default() });
+    for request in 1..=50 {
+        reader.take(0, late(request), due).unwrap();
+    }
+    assert_eq!(reader.take(0, late(50), due), Err(Violation::Unasked));
+}
+
+#[test]
+fn only_the_blocks_that_somebody_waits_for_are_asked_for_single_ones_first() {
+    let now = Instant::now();
+    let mut writer = Side::new(FakeCore::writer(3000), WRITER, 1, now);
+    let mut reader = Side::new(FakeCore::reader(3000), READER, 1, now);
+    reader.downloads.want_all(false);
+    run(&mut writer, 0, &mut reader, 0, now);
+    assert_eq!(reader.received, [] as [u64; 0]);
+    reader.downloads.want(1000..1003);
+    reader.downloads.want(2500..2501);
+    let asked = reader.poll(0, now);
+    let asked: Vec<_> =
+        requests(&asked).iter().map(|r| (r.block.unwrap().index, r.priority)).collect();
+    assert_eq!(asked, [(2500, 1), (1000, 0), (1001, 0), (1002, 0)]);
+}
+
+#[test]
+fn a_byte_is_found_by_asking_for_hashes() {
+    let now = Instant::now();
+    let mut writer = Side::new(FakeCore::writer(64), WRITER, 1, now);
+    let mut reader = Side::new(FakeCore::reader(64), READER, 1, now);
+    reader.downloads.want_all(false);
+    let id = reader.downloads.seeks.add(1234);
+    for message in writer.poll(0, now) {
+        reader.take(0, message, now).unwrap();
+    }
+    let asked = reader.poll(0, now);
+    let [request] = requests(&asked)[..] else { panic!("{asked:?}") };
+    assert_eq!(request.seek.map(|seek| seek.bytes), Some(1234));
+    assert_eq!(request.hash.map(|hash| hash.nodes), Some(6));
+    assert!(requests(&reader.poll(0, now)).is_empty(), "one at a time");
+    let refusal = NoData { request: request.id, reason: NoDataReason::NotAvailable };
+    reader.take(0, Message::NoData(refusal), now).unwrap();
+    assert!(requests(&reader.poll(0, now)).is_empty(), "it knows no way");
+    reader.downloads.seeks.remove(id);
+    assert!(reader.downloads.seeks.is_empty());
+}
+
+#[test]
+fn a_peer_hears_of_the_blocks_it_wants_and_of_the_last_ones() {
+    let now = Instant::now();
+    let mut middle = Side::new(FakeCore::reader(10_000), READER, 1, now);
+    let sync = Sync { length: 10_000, downloading: true, uploading: true, ..Sync::default() };
+    middle.take(0, Message::Sync(sync), now).unwrap();
+    middle.poll(0, now);
+    let told = |middle: &mut Side, index| {
+        middle.core.blocks.insert(index);
+        middle.peers[0].have(index, 1);
+        let out = middle.poll(0, now);
+        out.contains(&Message::Range(Range { drop: false, start: index, length: 1 }))
+    };
+    assert!(!told(&mut middle, 5000));
+    assert!(told(&mut middle, 9990));
+    let want = crate::hypercore::messages::Want { start: 4096, length: 4096, any: false };
+    middle.take(0, Message::Want(want), now).unwrap();
+    assert!(told(&mut middle, 5001));
+    middle.take(0, Message::Unwant(want), now).unwrap();
+    assert!(!told(&mut middle, 5002));
+    for index in 0..200 {
+        middle.peers[0].have(2 * index, 1);
+    }
+    assert!(middle.peers[0].haves.len() <= 64);
+}
+
+#[test]
+fn wants_and_ranges_at_the_limits_cost_a_bounded_answer() {
+    let now = Instant::now();
+    let mut writer = Side::new(FakeCore::reader(10_000), WRITER, 1, now);
+    writer.core.blocks.insert(7000);
+    let most = (1 << 53) - 1;
+    for start in (0..2000).chain([most]) {
+        for any in [false, true] {
+            let want = crate::hypercore::messages::Want { start, length: most, any };
+            writer.take(0, Message::Want(want), now).unwrap();
+        }
+        let range = Range { drop: start % 2 == 0, start, length: most };
+        writer.take(0, Message::Range(range), now).unwrap();
+    }
+    let mut answers = 0;
+    while !writer.poll(0, now).is_empty() {
+        answers += 1;
+        assert!(answers <= 513);
+    }
+}
+
+#[test]
+fn cleared_blocks_are_told_of_and_asked_of_others() {
+    let now = Instant::now();
+    let mut holder = Side::new(FakeCore::writer(100), WRITER, 1, now);
+    let mut reader = Side::new(FakeCore::reader(100), READER, 1, now);
+    for message in holder.poll(0, now) {
+        reader.take(0, message, now).unwrap();
+    }
+    for index in 20..30 {
+        holder.core.blocks.remove(&index);
+    }
+    holder.peers[0].dropped(20, 10);
+    run(&mut holder, 0, &mut reader, 0, now);
+    assert_eq!(reader.received.len(), 90);
+    assert!(!reader.peers[0].is_refusing());
+    holder.core.blocks.extend(20..30);
+    run(&mut holder, 0, &mut reader, 0, now);
+    assert_eq!(reader.core.contiguous_length(), 100);
 }

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::peer::{Counters, Delivery, Outcome, Peer, Role};
@@ -13,13 +13,17 @@ use super::{Download, PeerInfo, Policy, Violation};
 use crate::crypto::{Hash, PublicKey};
 use crate::hypercore::core::{Path, Reorg};
 use crate::hypercore::messages::{Message, Request};
-use crate::hypercore::{Core, CoreChange, Manifest};
+use crate::hypercore::{Core, CoreChange, CoreError, Manifest};
 use crate::sync::lock;
 
 /// How many bytes of blocks are read for one batch of answers.
 const BATCH_BYTES: u64 = 256 << 10;
 /// How many requests are answered in one batch.
 const BATCH_REQUESTS: u64 = 256;
+
+/// How long peers are still told that we download after nobody waits for blocks any more: opening a
+/// core again for each block that is read would take a round trip each time.
+const LINGER: Duration = Duration::from_secs(10);
 
 /// A core that is replicated, with its policy and its peers.
 pub(super) struct Swarm {
@@ -30,6 +34,8 @@ pub(super) struct Swarm {
     pub(super) closed: CancellationToken,
     policy: Mutex<Policy>,
     state: Mutex<State>,
+    /// Counts what may let a wait in `fetch.rs` end besides changes of the core.
+    pub(super) progress: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -38,7 +44,8 @@ struct State {
     members: HashMap<PeerId, Member>,
     last_id: u64,
     /// Blocks cannot be stored here; nothing is asked for until the core is added anew.
-    failed: bool,
+    failed: Option<CoreError>,
+    lingers_until: Option<Instant>,
 }
 
 struct Member {
@@ -60,24 +67,29 @@ pub(super) struct Turn {
 
 impl Swarm {
     pub(super) fn new(core: Core, policy: Policy) -> Self {
+        let mut state = State::default();
+        state.downloads.want_all(policy.download == Download::All);
         Self {
             key: *core.key(),
             discovery_key: *core.discovery_key(),
             core,
             closed: CancellationToken::new(),
             policy: Mutex::new(policy),
-            state: Mutex::default(),
+            state: Mutex::new(state),
+            progress: watch::channel(0).0,
         }
     }
 
     /// Adds a peer until the returned membership is dropped.
-    pub(super) fn join(self: &Arc<Self>, public_key: PublicKey) -> Membership {
+    /// Whether it understands seeks is what its handshake says.
+    pub(super) fn join(self: &Arc<Self>, public_key: PublicKey, seeks: bool) -> Membership {
         let role = self.role(&public_key);
         let wake = Arc::new(Notify::new());
         let mut state = self.state();
         state.last_id += 1;
         let id = PeerId(state.last_id);
-        let peer = Peer::new(id, role, Instant::now());
+        let mut peer = Peer::new(id, role, Instant::now());
+        peer.seeks = seeks;
         state.members.insert(id, Member { peer, public_key, wake: Arc::clone(&wake), reorg: None });
         drop(state);
         Membership { swarm: Arc::clone(self), id, public_key, wake }
@@ -96,11 +108,22 @@ impl Swarm {
     }
 
     pub(super) fn is_downloading(&self) -> bool {
-        lock(&self.policy).download == Download::All && !self.is_whole()
+        let download = lock(&self.policy).download;
+        if download == Download::OnDemand || download == Download::All && !self.is_whole() {
+            return true;
+        }
+        let state = self.state();
+        let lingers = state.lingers_until.is_some_and(|until| Instant::now() < until);
+        lingers || state.is_waited_for()
     }
 
     pub(super) fn set_download(&self, download: Download) {
         lock(&self.policy).download = download;
+        {
+            let mut state = self.state();
+            state.downloads.want_all(download == Download::All);
+            state.lingers_until = None;
+        }
         self.wake_all();
     }
 
@@ -112,17 +135,49 @@ impl Swarm {
     }
 
     /// Stops asking for blocks, because they cannot be stored.
-    pub(super) fn fail(&self) -> bool {
-        let first = !std::mem::replace(&mut self.state().failed, true);
+    pub(super) fn fail(&self, error: &CoreError) -> bool {
+        let first = self.state().failed.replace(error.clone()).is_none();
         self.wake_all();
+        self.progress.send_modify(|count| *count += 1);
         first
+    }
+
+    /// Why nothing is asked for any more.
+    pub(super) fn failure(&self) -> Option<CoreError> {
+        self.state().failed.clone()
+    }
+
+    /// Changes what is waited for.
+    pub(super) fn change_waits<T>(&self, change: impl FnOnce(&mut Downloads) -> T) -> T {
+        let mut state = self.state();
+        let was_waited_for = state.is_waited_for();
+        let result = change(&mut state.downloads);
+        if was_waited_for && !state.is_waited_for() {
+            state.lingers_until = Some(Instant::now() + LINGER);
+        }
+        drop(state);
+        self.wake_all();
+        result
+    }
+
+    /// Tells every peer that blocks are not here any more.
+    pub(super) fn tell_dropped(&self, start: u64, length: u64) {
+        for member in self.state().members.values_mut() {
+            member.peer.dropped(start, length);
+        }
+        self.wake_all();
     }
 
     pub(super) fn peers(&self) -> Vec<PeerInfo> {
         let state = self.state();
         let info = |member: &Member| {
-            let Counters { downloaded_blocks, downloaded_bytes, uploaded_blocks, uploaded_bytes } =
-                member.peer.counters;
+            let Counters {
+                downloaded_blocks,
+                downloaded_bytes,
+                uploaded_blocks,
+                uploaded_bytes,
+                hotswaps,
+            } = member.peer.counters;
             PeerInfo {
                 public_key: member.public_key,
                 remote_length: member.peer.remote.map_or(0, |remote| remote.length),
@@ -131,6 +186,7 @@ impl Swarm {
                 downloaded_bytes,
                 uploaded_blocks,
                 uploaded_bytes,
+                hotswaps,
             }
         };
         state.members.values().map(info).collect()
@@ -152,6 +208,13 @@ impl Swarm {
 
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+}
+
+impl State {
+    /// Whether anybody waits for blocks or for the place of a byte.
+    fn is_waited_for(&self) -> bool {
+        self.downloads.wanted().has_ranges() || !self.downloads.seeks.is_empty()
     }
 }
 
@@ -192,6 +255,7 @@ impl Membership {
     /// What is to be sent now. `None` when this peer was removed.
     pub(super) fn turn(&self) -> Option<Turn> {
         let role = self.swarm.role(&self.public_key);
+        let lingers_until = self.swarm.state().lingers_until;
         let now = Instant::now();
         self.with(|peer, downloads, core| {
             peer.role = Role { downloading: role.downloading && peer.may_download, ..role };
@@ -205,7 +269,11 @@ impl Membership {
                 messages,
                 requests,
                 idle: peer.is_idle() && peer.may_download,
-                deadline: peer.deadline(),
+                deadline: peer
+                    .deadline()
+                    .into_iter()
+                    .chain(lingers_until.filter(|until| *until > now))
+                    .min(),
             }
         })
     }
@@ -259,7 +327,7 @@ impl Membership {
         let State { downloads, members, failed, .. } = &mut *state;
         let before = downloads.version();
         let peer = &mut members.get_mut(&self.id)?.peer;
-        peer.may_download &= !*failed;
+        peer.may_download &= failed.is_none();
         let result = act(peer, downloads, &self.swarm.core);
         if downloads.version() != before {
             for (id, member) in members {
@@ -267,6 +335,7 @@ impl Membership {
                     member.wake.notify_one();
                 }
             }
+            self.swarm.progress.send_modify(|count| *count += 1);
         }
         Some(result)
     }
