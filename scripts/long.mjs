@@ -2,7 +2,8 @@
 //
 // The simulator over 10,000 seeds (500 otherwise) and with ten million forged packets; random inputs for
 // the fuzz targets; a DHT that grows from 50 to 200 nodes, ten waves of which leave; 10,000 random programs
-// over one log against npm hypercore (150 otherwise); then ten minutes of fuzzing each. `npm run test:long -- --quick` leaves out the fuzzer.
+// over one log against npm hypercore (150 otherwise); then ten minutes of fuzzing each. `npm run test:long
+// -- --quick` leaves out the fuzzer.
 
 import { requireTools, run } from './toolchain.mjs'
 import { spawnSync } from 'node:child_process'
