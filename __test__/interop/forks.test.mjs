@@ -85,6 +85,27 @@ for (const compat of [false, true]) {
   })
 }
 
+test('npm does not give up on a writer of ours that cuts its log again and again', async (t) => {
+  const us = await ours(t)
+  const { key } = await us.core('create', 'feed')
+  await us.append('feed', 200)
+  const store = await corestore(t)
+  const core = store.get(b4a.from(key, 'hex'))
+  await core.ready()
+  await dial(t, store, us.port)
+  // Blocks are always being asked for when the log is cut.
+  core.download({ start: 0, end: -1 })
+  await until(() => core.length === 200, 'length 200')
+  for (let fork = 1; fork <= 60; fork++) {
+    await us.truncate('feed', 150 - fork)
+    await us.append('feed', 60, { prefix: `fork ${fork}` })
+    // It follows one fork at a time: see sync() in differential.mjs.
+    await until(() => core.fork === fork && core.length === 210 - fork, `fork ${fork}`)
+  }
+  await forked(core, 60, 150)
+  assert.equal(await digestOf(core), (await us.digest('feed')).digest)
+})
+
 test('a fork goes from npm through us to npm, and back', async (t) => {
   const us = await ours(t)
   const store = await corestore(t)

@@ -32,6 +32,19 @@ impl Core {
         let cut = tokio::spawn(async move { truncate(&inner, length, fork).await });
         cut.await.unwrap_or(Err(CoreError::Closed))
     }
+
+    /// Waits for the end of a cut that is under way; at once when there is none. Cancel safe.
+    pub(in crate::hypercore) async fn settled(&self) {
+        while self.is_being_cut() {
+            // It holds this lock until it is over.
+            drop(self.inner.committing.lock().await);
+        }
+    }
+
+    /// Whether the log is being cut. Until that is over, nothing can be proven.
+    pub(in crate::hypercore) fn is_being_cut(&self) -> bool {
+        self.locked(|state| state.truncating.is_some())
+    }
 }
 
 async fn truncate(inner: &Arc<Inner>, length: u64, fork: Option<u64>) -> Result<u64, CoreError> {

@@ -213,6 +213,9 @@ async fn send(replicator: &Replicator, membership: &Membership, channel: &Channe
     let mut changes = membership.swarm.core.subscribe();
     let mut invalid = 0;
     loop {
+        // Peers hear of a cut before their questions about what was are refused.
+        membership.swarm.core.settled().await;
+        let fork = membership.swarm.core.fork();
         changes.mark_unchanged();
         let Some(turn) = membership.turn() else { return End::Removed };
         let Turn { messages, requests, idle, deadline, violation } = turn;
@@ -225,7 +228,7 @@ async fn send(replicator: &Replicator, membership: &Membership, channel: &Channe
         if !batch.is_empty() && channel.send_batch(&batch).await.is_err() {
             return End::Remote { was_open: true };
         }
-        match answer(replicator, membership, channel, requests, &mut invalid).await {
+        match answer(replicator, membership, channel, (fork, requests), &mut invalid).await {
             Ok(true) => {}
             Ok(false) => return End::Remote { was_open: true },
             Err(violation) => return violation.into(),
@@ -244,18 +247,24 @@ async fn send(replicator: &Replicator, membership: &Membership, channel: &Channe
     }
 }
 
-/// Answers requests in batches; false when the channel has ended.
+/// Answers requests in batches; false when the channel has ended. Those that a cut overtakes, after which
+/// the core is not at this fork any more, wait for the next turn.
 async fn answer(
     replicator: &Replicator,
     membership: &Membership,
     channel: &Channel,
-    requests: Vec<Request>,
+    (fork, requests): (u64, Vec<Request>),
     invalid: &mut u32,
 ) -> Result<bool, Violation> {
     let mut batch = Vec::new();
     let mut waiting = 0;
     let (mut blocks, mut bytes) = (0, 0);
-    let Some(answers) = prove(replicator, membership, requests).await else { return Ok(false) };
+    let Some(answers) = prove(replicator, membership, &requests).await else { return Ok(false) };
+    let core = &membership.swarm.core;
+    if core.is_being_cut() || core.fork() != fork {
+        membership.ask_again(requests)?;
+        return Ok(true);
+    }
     for message in answers {
         if let Message::NoData(NoData { reason: NoDataReason::InvalidRequest, .. }) = message {
             *invalid += 1;
@@ -307,7 +316,7 @@ fn throttle(replicator: &Replicator, message: &Message) -> Duration {
 async fn prove(
     replicator: &Replicator,
     membership: &Membership,
-    requests: Vec<Request>,
+    requests: &[Request],
 ) -> Option<Vec<Message>> {
     let core = &membership.swarm.core;
     let may_have = |request: &Request| {
@@ -328,8 +337,13 @@ async fn prove(
         crate::tasks::blocking(move || core.prove_all(&asked)).await.ok()?
     }
     .into_iter();
-    let answer = |(request, allowed): (Request, bool)| {
-        let refused = no_data(&request, NoDataReason::NotAvailable);
+    let answer = |(request, allowed): (&Request, bool)| {
+        // npm hypercore asks a peer for nothing more that has often said `NotAvailable`.
+        let reason = match request.fork == core.fork() {
+            true => NoDataReason::NotAvailable,
+            false => NoDataReason::Unspecified,
+        };
+        let refused = no_data(request, reason);
         if !allowed {
             return refused;
         }
@@ -337,7 +351,7 @@ async fn prove(
             Some(Ok(Some(data))) => Message::Data(data),
             Some(Ok(None)) | None => refused,
             Some(Err(CoreError::InvalidRequest(_))) => {
-                no_data(&request, NoDataReason::InvalidRequest)
+                no_data(request, NoDataReason::InvalidRequest)
             }
             Some(Err(error)) => {
                 replicator.emit(membership, EventKind::Unreadable { error });
@@ -345,7 +359,7 @@ async fn prove(
             }
         }
     };
-    Some(requests.into_iter().zip(allowed).map(answer).collect())
+    Some(requests.iter().zip(allowed).map(answer).collect())
 }
 
 fn no_data(request: &Request, reason: NoDataReason) -> Message {

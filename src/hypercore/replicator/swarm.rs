@@ -278,6 +278,12 @@ impl Membership {
         })
     }
 
+    /// Lets these requests wait for their answers again.
+    pub(super) fn ask_again(&self, requests: Vec<Request>) -> Result<(), Violation> {
+        self.with(|peer, _, _| requests.into_iter().try_for_each(|asked| peer.uploads.push(asked)))
+            .unwrap_or(Ok(()))
+    }
+
     /// Whether there is something to send without waiting.
     pub(super) fn is_busy(&self) -> bool {
         self.with(|peer, _, _| peer.has_more() || !peer.uploads.is_empty()).unwrap_or(false)
