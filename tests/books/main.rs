@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod catalog;
+mod moves;
 mod support;
 mod transfer;
 mod wire;

@@ -67,7 +67,8 @@ impl Peer {
     fn schedule(&mut self, core: &impl LocalCore, downloads: &mut Downloads, now: Instant) {
         let Some(remote) = self.remote else { return };
         let willing = remote.uploading && remote.fork == core.fork();
-        let doubtful = core.is_writer() || self.suspicion.is_some();
+        let proof_wanted = self.proof_wanted == remote.length;
+        let doubtful = core.is_writer() || self.suspicion.is_some() || proof_wanted;
         if willing && doubtful && remote.length > 0 && !self.checked {
             self.checked = true;
             let (ours, theirs) = (core.length(), remote.length);

@@ -108,6 +108,15 @@ impl Swarm {
         }
     }
 
+    /// Has peers that say they are as long as we are prove that.
+    pub(super) fn ask_for_proofs(&self) {
+        let length = self.core.length();
+        for member in self.state().members.values_mut() {
+            member.peer.want_proof(length);
+        }
+        self.wake_all();
+    }
+
     /// Stops asking for blocks, because they cannot be stored.
     pub(super) fn fail(&self) -> bool {
         let first = !std::mem::replace(&mut self.state().failed, true);
@@ -124,6 +133,7 @@ impl Swarm {
                 public_key: member.public_key,
                 remote_length: member.peer.remote.map_or(0, |remote| remote.length),
                 remote_contiguous_length: member.peer.bits.contiguous(),
+                proven_length: member.peer.proven,
                 downloaded_blocks,
                 downloaded_bytes,
                 uploaded_blocks,
