@@ -187,7 +187,7 @@ async fn arrival(catalog: &Weak<Inner>, peer: PublicKey, old: [u8; 32], core: &C
         if state.length > 0 && state.contiguous_length == state.length {
             return true;
         }
-        if state.closed || !catalog.upgrade().is_some_and(|i| i.peers.core(&peer, &old).is_some()) {
+        if state.closed || catalog.upgrade().is_none_or(|i| i.peers.core(&peer, &old).is_none()) {
             return false;
         }
         let _ = tokio::time::timeout(TICK, changes.changed()).await;
