@@ -68,6 +68,16 @@ impl PeerFeeds {
         open.get(peer).filter(|feed| feed.key == *key).map(|feed| feed.core.clone())
     }
 
+    /// The core of the feed that is followed as the peer's.
+    pub(super) fn core_of(&self, peer: &PublicKey) -> Option<Core> {
+        lock(&self.open).get(peer).map(|feed| feed.core.clone())
+    }
+
+    /// Whose feeds are followed.
+    pub(super) fn holders(&self) -> Vec<PublicKey> {
+        lock(&self.open).keys().copied().collect()
+    }
+
     /// Fetches a feed again that could not be stored.
     pub(super) fn share_anew(&self, options: &CatalogOptions, peer: &PublicKey, key: &[u8; 32]) {
         let open = lock(&self.open);
@@ -287,14 +297,14 @@ fn is_damage(error: &CoreError) -> bool {
 }
 
 /// Whether `server`'s own key signs the core, which for feeds of this library is always so.
-fn signed_by(core: &Core, server: &PublicKey) -> bool {
+pub(super) fn signed_by(core: &Core, server: &PublicKey) -> bool {
     core.manifest()
         .is_some_and(|manifest| manifest.signers.iter().any(|signer| signer.public_key == *server))
 }
 
 /// Fetches a peer's feed. Its catalog is its own business: unless the user says otherwise, nobody gets it
 /// from us but itself, or learns that we have it.
-fn share(options: &CatalogOptions, peer: PublicKey, core: &Core) -> CoreHandle {
+pub(super) fn share(options: &CatalogOptions, peer: PublicKey, core: &Core) -> CoreHandle {
     let shares = options.share_feeds;
     let admits: PeerFilter = Arc::new(move |asking| shares || *asking == peer);
     let policy =

@@ -10,7 +10,7 @@
 //! | `own.rs`, `plan.rs`, `sources.rs` | this node's feed; what must be appended; where the bytes are |
 //! | `halt.rs`, `recovery.rs` | what stops publishing; how it goes on, or with a new feed |
 //! | `verify.rs` | reads everything again to see that it is whole |
-//! | `feeds.rs`, `mend.rs` | peers' feeds; those that could not be stored |
+//! | `feeds.rs`, `mend.rs`, `moves.rs` | peers' feeds; those that could not be stored; those that go on elsewhere |
 
 mod across;
 mod book;
@@ -25,6 +25,7 @@ mod halt;
 mod have;
 mod list;
 mod mend;
+mod moves;
 mod own;
 mod plan;
 mod recovery;
@@ -68,6 +69,8 @@ use own::OwnFeed;
 
 /// How often peers' lengths are compared while a restored feed waits for them.
 const COMPARE: Duration = Duration::from_millis(500);
+/// How long peers that say they have more of it may take to prove anything of that.
+const PROOF: Duration = Duration::from_secs(30);
 
 /// What a catalog works with.
 #[derive(Clone)]
@@ -96,6 +99,7 @@ struct Inner {
     options: CatalogOptions,
     own: OwnFeed,
     peers: PeerFeeds,
+    moves: moves::Moves,
     cancel: CancellationToken,
 }
 
@@ -138,10 +142,12 @@ impl Catalog {
                 tracing::warn!(peer = feed.server.short(), %error, "a peer's feed does not open");
             }
         }
-        let inner = Arc::new(Inner { options, own, peers, cancel });
+        let moves = moves::Moves::default();
+        let inner = Arc::new(Inner { options, own, peers, moves, cancel });
         crate::tasks::spawn(watch_for_copies(Arc::downgrade(&inner)));
         crate::tasks::spawn(confirm(Arc::downgrade(&inner)));
         crate::tasks::spawn(mend::mend(Arc::downgrade(&inner)));
+        crate::tasks::spawn(moves::follow(Arc::downgrade(&inner)));
         Ok(Self { inner })
     }
 
@@ -182,7 +188,8 @@ impl Catalog {
     }
 
     /// Starts a new feed with the books that are on the catalog now, and returns its key. Peers hear of
-    /// it in the next hello and follow it instead of the old one, which is deleted here.
+    /// it in the next hello and follow it instead of the old one, which is deleted here. An old feed that
+    /// can still be written ends with an entry that names the new one.
     ///
     /// Once begun, it comes to its end also when the caller goes.
     pub async fn start_new_feed(&self) -> Result<[u8; 32]> {
@@ -258,6 +265,7 @@ impl Catalog {
         if feed_key == self.key() || peer == self.me() {
             return Err(CatalogError::ForeignFeed.into());
         }
+        self.inner.moves.stop(&feed_key).await;
         Ok(self.inner.peers.set(&self.inner.options, peer, feed_key).await?)
     }
 
@@ -269,6 +277,7 @@ impl Catalog {
     /// Closes all feeds. The database stays open; a second call does nothing.
     pub async fn close(&self) {
         self.inner.cancel.cancel();
+        self.inner.moves.close().await;
         self.inner.peers.close().await;
         let _one = self.inner.own.publishing.lock().await;
         if let Some(live) = &self.inner.own.current().live {
@@ -332,6 +341,7 @@ async fn confirm(catalog: Weak<Inner>) {
     else {
         return;
     };
+    let mut unchanged = (0, tokio::time::Instant::now());
     loop {
         let waits = halts.wait_for(|halt| *halt == Some(Halt::Restored));
         match cancel.run_until_cancelled(waits).await {
@@ -342,7 +352,11 @@ async fn confirm(catalog: Weak<Inner>) {
             return;
         }
         let Some(inner) = catalog.upgrade() else { return };
-        match inner.own.try_confirm().await {
+        let length = inner.own.current().length();
+        if length != unchanged.0 {
+            unchanged = (length, tokio::time::Instant::now());
+        }
+        match inner.own.try_confirm(unchanged.1.elapsed() > PROOF).await {
             Ok(true) => {
                 let message = "peers have no more of this server's catalog than it has: books can be \
                                published again";

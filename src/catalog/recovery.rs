@@ -7,7 +7,7 @@ use rusqlite::params;
 use super::halt::Halt;
 use super::own::{Live, NAMESPACE, OwnFeed, damage, meta};
 use super::view::{self, Feed};
-use super::{CatalogError, CatalogOptions};
+use super::{CatalogError, CatalogOptions, moves};
 use crate::crypto::random;
 use crate::hypercore::{Core, Manifest, OpenOptions};
 use crate::store::StoreError;
@@ -29,10 +29,11 @@ impl OwnFeed {
         }
     }
 
-    /// Writes a restored feed again if a connected peer has exactly as much of it as is here, and none
-    /// says that it has more. True when it is written again now.
-    pub(super) async fn try_confirm(&self) -> Result<bool, CatalogError> {
-        if !self.is_confirmed() {
+    /// Writes a restored feed again if a connected peer has exactly as much of it as is here, and has proven
+    /// that with our own signature, and none says that it has more; unless `is_over`, when those who say so
+    /// had time to prove it. True when it is written again now.
+    pub(super) async fn try_confirm(&self, is_over: bool) -> Result<bool, CatalogError> {
+        if !self.is_confirmed(is_over) {
             return Ok(false);
         }
         let _one = self.publishing.lock().await;
@@ -43,14 +44,16 @@ impl OwnFeed {
         Ok(waits)
     }
 
-    fn is_confirmed(&self) -> bool {
+    fn is_confirmed(&self, is_over: bool) -> bool {
         let current = self.current();
         let Some(live) = &current.live else { return false };
+        // What it says of its length, anybody can say.
+        live.handle.ask_for_proofs();
         let (here, peers) = (live.core.state(), live.handle.peers());
         here.length > 0
             && here.contiguous_length == here.length
-            && peers.iter().any(|peer| peer.remote_length == here.length)
-            && peers.iter().all(|peer| peer.remote_length <= here.length)
+            && peers.iter().any(|peer| peer.proven_length == here.length)
+            && (is_over || peers.iter().all(|peer| peer.remote_length <= here.length))
     }
 
     /// Opens the feed again, to be written when nothing halts it.
@@ -116,6 +119,12 @@ impl OwnFeed {
         let key = manifest.key();
         // Whole on disk before anything names it: a crash leaves the old feed as it was.
         copy_books(options, &manifest).await?;
+        let writable = self.halt.borrow().is_none();
+        if let Some(live) = &self.current().live
+            && writable
+        {
+            moves::announce(live, &key).await?;
+        }
         let feed = options
             .database
             .write(move |transaction| {

@@ -5,6 +5,7 @@
 
 mod catalog;
 mod forks;
+mod moves;
 mod sharing;
 mod support;
 mod transfer;

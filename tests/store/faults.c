@@ -77,7 +77,8 @@ ON_PATH(int, mkdir, (const char *path, mode_t mode), (path, mode))
     va_start(rest, flags); \
     mode_t mode = va_arg(rest, mode_t); \
     va_end(rest); \
-    if (is_meant_path(path) && fails()) return -1; \
+    int writes = (flags & O_ACCMODE) != O_RDONLY; \
+    if (writes && is_meant_path(path) && fails()) return -1; \
     return real(path, flags, mode); \
   }
 OPEN(open)

@@ -30,7 +30,7 @@ const VARIABLE: &str = "ALEX_P2P_KILLED";
 const BATCHES: [u64; 3] = [1, 10, 500];
 /// The latest kill, after the victim began its work.
 const LATEST: Duration = Duration::from_millis(250);
-const BOOK_BYTES: usize = 12 << 20;
+const BOOK_BYTES: usize = 3 << 20;
 
 /// What the process does that is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

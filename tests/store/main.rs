@@ -7,6 +7,8 @@ mod damage;
 mod dice;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod faults;
+#[cfg(target_os = "linux")]
+mod full;
 #[cfg(unix)]
 mod kills;
 #[path = "../books/support.rs"]

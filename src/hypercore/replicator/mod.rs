@@ -115,6 +115,8 @@ pub struct PeerInfo {
     pub public_key: PublicKey,
     /// The length in blocks that it says it has.
     pub remote_length: u64,
+    /// The length that it has proven with a signature, last; 0 when it was never asked for a proof.
+    pub proven_length: u64,
     /// It says that it has all blocks below.
     pub remote_contiguous_length: u64,
     /// Blocks it sent that verified, on this channel.
@@ -255,6 +257,12 @@ impl CoreHandle {
     #[must_use]
     pub fn peers(&self) -> Vec<PeerInfo> {
         self.swarm.peers()
+    }
+
+    /// Has the peers that say they are as long as this core prove it, once for each length; see
+    /// [`PeerInfo::proven_length`].
+    pub fn ask_for_proofs(&self) {
+        self.swarm.ask_for_proofs();
     }
 
     /// Ends the replication of this core; the core itself stays open. A second call does nothing.

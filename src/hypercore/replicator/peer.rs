@@ -92,6 +92,10 @@ pub(super) struct Peer {
     pub(super) upgrade_refused: bool,
     pub(super) manifest_asked: bool,
     pub(super) checked: bool,
+    /// For which length a proof was wanted last, though nothing is doubted.
+    pub(super) proof_wanted: u64,
+    /// The length that the peer has proven with a signature, last.
+    pub(super) proven: u64,
     /// An upgrade did not verify: that is a violation unless the log was written twice, for which
     /// the peer is asked for a proof from the start.
     pub(super) suspicion: Option<Violation>,
@@ -151,6 +155,8 @@ impl Peer {
             upgrade_refused: false,
             manifest_asked: false,
             checked: false,
+            proof_wanted: 0,
+            proven: 0,
             suspicion: None,
             convicted: false,
             refusals: 0,
@@ -220,6 +226,7 @@ impl Peer {
         let applied = outcome == Outcome::Applied;
         if applied {
             (self.refusals, self.stalls, self.retries) = (0, 0, 0);
+            self.note_proof(delivery);
             if let Some(block) = &delivery.data.block {
                 self.counters.downloaded_blocks += 1;
                 self.counters.downloaded_bytes += block.value.len() as u64;
@@ -232,6 +239,24 @@ impl Peer {
         }
         self.settle(delivery.request, delivery.outstanding.asked, applied, downloads);
         if self.retries > MAX_RETRIES { Err(Violation::NeverFits) } else { Ok(()) }
+    }
+
+    /// Has the peer prove a log of this length, if it says that it has one.
+    pub(super) fn want_proof(&mut self, length: u64) {
+        let says = self.remote.is_some_and(|remote| remote.length == length);
+        if says && self.proof_wanted != length && self.proven != length {
+            (self.proof_wanted, self.checked) = (length, false);
+        }
+    }
+
+    fn note_proof(&mut self, delivery: &Delivery) {
+        let Some(upgrade) = &delivery.data.upgrade else { return };
+        let end = upgrade.start.saturating_add(upgrade.length);
+        match delivery.outstanding.asked {
+            Asked::Check { length } if upgrade.start == 0 && end == length => self.proven = end,
+            Asked::Upgrade { .. } => self.proven = end,
+            _ => {}
+        }
     }
 
     /// An upgrade did not verify. False when that needs no further look.

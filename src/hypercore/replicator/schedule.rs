@@ -77,7 +77,8 @@ impl Peer {
             return self.follow_fork(remote, core, downloads, now);
         }
         let willing = remote.uploading && remote.fork == core.fork();
-        let doubtful = core.is_writer() || self.suspicion.is_some();
+        let proof_wanted = self.proof_wanted == remote.length;
+        let doubtful = core.is_writer() || self.suspicion.is_some() || proof_wanted;
         if willing && doubtful && remote.length > 0 && !self.checked {
             self.checked = true;
             let (ours, theirs) = (core.length(), remote.length);

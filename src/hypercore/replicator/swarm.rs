@@ -134,6 +134,15 @@ impl Swarm {
         }
     }
 
+    /// Has peers that say they are as long as we are prove that.
+    pub(super) fn ask_for_proofs(&self) {
+        let length = self.core.length();
+        for member in self.state().members.values_mut() {
+            member.peer.want_proof(length);
+        }
+        self.wake_all();
+    }
+
     /// Stops asking for blocks, because they cannot be stored.
     pub(super) fn fail(&self, error: &CoreError) -> bool {
         let first = self.state().failed.replace(error.clone()).is_none();
@@ -182,6 +191,7 @@ impl Swarm {
                 public_key: member.public_key,
                 remote_length: member.peer.remote.map_or(0, |remote| remote.length),
                 remote_contiguous_length: member.peer.bits.contiguous(),
+                proven_length: member.peer.proven,
                 downloaded_blocks,
                 downloaded_bytes,
                 uploaded_blocks,
