@@ -886,6 +886,7 @@ export declare class CatalogFeed {
   /**
    * Starts a new feed with the books that are on the catalog now, and gives its key. Peers follow it
    * as soon as they are connected; the old feed is deleted here.
+   * Books whose entries were damaged are left out: publish them again.
    */
   startNewFeed(options?: WaitOptions): Promise<string>
   /**

@@ -189,7 +189,8 @@ impl Catalog {
 
     /// Starts a new feed with the books that are on the catalog now, and returns its key. Peers hear of
     /// it in the next hello and follow it instead of the old one, which is deleted here. An old feed that
-    /// can still be written ends with an entry that names the new one.
+    /// can still be written ends with an entry that names the new one. Books whose entries were damaged are
+    /// left out: publish them again.
     ///
     /// Once begun, it comes to its end also when the caller goes.
     pub async fn start_new_feed(&self) -> Result<[u8; 32]> {

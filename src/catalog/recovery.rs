@@ -2,13 +2,15 @@
 //! better, or a new feed.
 
 use bytes::Bytes;
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
+use super::entry;
 use super::halt::Halt;
 use super::own::{Live, NAMESPACE, OwnFeed, damage, meta};
 use super::view::{self, Feed};
 use super::{CatalogError, CatalogOptions, moves};
 use crate::crypto::random;
+use crate::error::{Error, ErrorCode};
 use crate::hypercore::{Core, Manifest, OpenOptions};
 use crate::store::StoreError;
 
@@ -118,7 +120,7 @@ impl OwnFeed {
         let manifest = Manifest::single_in(server, namespace);
         let key = manifest.key();
         // Whole on disk before anything names it: a crash leaves the old feed as it was.
-        copy_books(options, &manifest).await?;
+        copy_books(options, &manifest, self.current().live.as_ref()).await?;
         let writable = self.halt.borrow().is_none();
         if let Some(live) = &self.current().live
             && writable
@@ -150,8 +152,12 @@ impl OwnFeed {
     }
 }
 
-/// Appends every book on the catalog to a feed of its own.
-async fn copy_books(options: &CatalogOptions, manifest: &Manifest) -> Result<(), CatalogError> {
+/// Appends every book on the catalog to a feed of its own; damaged entries of the old one are left out.
+async fn copy_books(
+    options: &CatalogOptions,
+    manifest: &Manifest,
+    old: Option<&Live>,
+) -> Result<(), CatalogError> {
     let open = OpenOptions {
         manifest: Some(manifest.clone()),
         writer: Some(options.key_pair.clone()),
@@ -161,22 +167,34 @@ async fn copy_books(options: &CatalogOptions, manifest: &Manifest) -> Result<(),
     let server = options.key_pair.public_key();
     let mut after = -1;
     loop {
-        let page = options.database.read(|connection| {
+        let page: Vec<(i64, Option<Bytes>)> = options.database.read(|connection| {
             let Some(feed) = view::feed(connection, &server)? else { return Ok(Vec::new()) };
             let (first, last) = view::rows_of(feed.number);
-            let mut rows = connection.prepare_cached(
-                "SELECT row, entry FROM catalog_entries WHERE row BETWEEN ?1 AND ?2 ORDER BY row \
-                 LIMIT ?3",
-            )?;
-            let page = rows.query_map(params![first.max(after + 1), last, PAGE], |row| {
-                Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
-            })?;
-            Ok::<_, StoreError>(page.collect::<Result<Vec<_>, _>>()?)
+            let page = page_of(connection, first.max(after + 1), last)?;
+            let entry = |(row, block): &(i64, u64)| match old {
+                Some(old) => match old.core.get(*block) {
+                    Err(error) if Error::from(error.clone()).code == ErrorCode::Corrupt => Ok(None),
+                    read => Ok(read?),
+                },
+                None => Ok(view::entry_at(connection, *row)?.map(Bytes::from)),
+            };
+            let entries = page.iter().map(entry).collect::<Result<Vec<_>, CatalogError>>()?;
+            Ok::<_, CatalogError>(page.into_iter().map(|(row, _)| row).zip(entries).collect())
         })?;
         let Some((last, _)) = page.last() else { break };
         after = *last;
-        let blocks = page.into_iter().map(|(_, entry)| Bytes::from(entry.into_bytes()));
+        let blocks = page.into_iter().filter_map(|(_, entry)| entry);
+        let blocks = blocks.filter(|entry| entry::decode(entry).is_ok());
         core.append(blocks.collect()).await?;
     }
     Ok(core.close().await?)
+}
+
+/// The rows of some books, each with its entry's place in the feed.
+fn page_of(connection: &Connection, first: i64, last: i64) -> Result<Vec<(i64, u64)>, StoreError> {
+    let mut rows = connection.prepare_cached(
+        "SELECT row, block FROM catalog_books WHERE row BETWEEN ?1 AND ?2 ORDER BY row LIMIT ?3",
+    )?;
+    let page = rows.query_map(params![first, last, PAGE], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(page.collect::<Result<_, _>>()?)
 }

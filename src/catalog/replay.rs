@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +33,16 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 const GATHER: Duration = Duration::from_millis(20);
 /// How long to wait after a failure of the database before trying again.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// How many large batches there are at once in this process, whatever the number of feeds: each takes some
+/// megabytes.
+static LARGE_BATCHES: Semaphore = Semaphore::const_new(4);
+
+/// Entries that were read, and what they take of the large batches.
+struct Batch {
+    steps: Vec<Step>,
+    _large: Option<SemaphorePermit<'static>>,
+}
 
 /// Replays one feed. Clones share the position.
 #[derive(Clone)]
@@ -109,22 +119,24 @@ impl Replay {
         let mut reported = Instant::now();
         let mut changed = false;
         let mut batch = self.read(feed.position, fork).await?;
-        while !batch.is_empty() {
+        while !batch.steps.is_empty() {
             // The view points at entries in the core: they must be there first.
             self.core.flush().await?;
             let (number, from) = (feed.number, feed.position);
-            let after = from + batch.len() as u64;
-            let is_large = batch.len() >= LARGE_BATCH;
+            let after = from + batch.steps.len() as u64;
+            let is_large = batch.steps.len() >= LARGE_BATCH;
             self.is_wide.fetch_or(is_large, Ordering::Relaxed);
             let core = self.core.clone();
             let write = self.database.write_with(Durability::Process, move |transaction| {
+                // Gone when it is written: the next one may wait for its room.
+                let Batch { steps, _large } = batch;
                 if core.fork() != fork {
                     return Err(CatalogError::Moved);
                 }
                 if is_large {
                     Database::widen(transaction)?;
                 }
-                view::apply(transaction, number, from, &batch, now_ms())
+                view::apply(transaction, number, from, &steps, now_ms())
             });
             // The next batch is read while the writer thread works on this one.
             let (written, next) = tokio::join!(write, self.read(after, fork));
@@ -134,6 +146,7 @@ impl Replay {
                 Err(CatalogError::Moved) if self.core.fork() != fork => return Ok(()),
                 // Somebody who stopped waiting for it has replayed this part.
                 Err(CatalogError::Moved) => {
+                    drop(next);
                     let found = self.database.read(|c| view::feed(c, &feed.server))?;
                     let is_ahead = |found: &Feed| found.number == number && found.position > from;
                     *feed = found.filter(is_ahead).ok_or(CatalogError::Moved)?;
@@ -157,18 +170,21 @@ impl Replay {
 
     /// The next entries of a fork; none when the core is at another by now. Many are read on a thread
     /// of their own: the network does not wait for them.
-    async fn read(&self, from: u64, fork: u64) -> Result<Vec<Step>, CatalogError> {
+    async fn read(&self, from: u64, fork: u64) -> Result<Batch, CatalogError> {
         let end = self.core.length().min(from.saturating_add(BATCH_ENTRIES));
         if end <= from {
-            return Ok(Vec::new());
+            return Ok(Batch { steps: Vec::new(), _large: None });
         }
+        let is_large = (end - from) as usize >= LARGE_BATCH;
+        let large = if is_large { LARGE_BATCHES.acquire().await.ok() } else { None };
         let core = self.core.clone();
         let read = move || {
             let blocks: Vec<Bytes> = core.range(from..end, BATCH_BYTES)?;
+            let mut steps: Vec<Step> = blocks.iter().map(|block| Step::read(block)).collect();
             if core.fork() != fork {
-                return Ok(Vec::new());
+                steps.clear();
             }
-            Ok(blocks.iter().map(|block| Step::read(block)).collect())
+            Ok(Batch { steps, _large: large })
         };
         if end - from < FEW_ENTRIES {
             return read();

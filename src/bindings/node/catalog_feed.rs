@@ -199,6 +199,7 @@ impl CatalogFeed {
 
     /// Starts a new feed with the books that are on the catalog now, and gives its key. Peers follow it
     /// as soon as they are connected; the old feed is deleted here.
+    /// Books whose entries were damaged are left out: publish them again.
     #[napi(ts_args_type = "options?: WaitOptions", ts_return_type = "Promise<string>")]
     pub fn start_new_feed<'env>(
         &self,
