@@ -210,7 +210,7 @@ impl Foe {
         for (at, channel) in self.channels.iter().enumerate() {
             while let Some(received) = now(channel.recv()) {
                 let message = Message::decode(received.kind, &received.data);
-                match message.expect("what is sent can be read") {
+                match message.unwrap() {
                     Some(Message::Request(request)) if at == 1 => self.asked.push_back(request),
                     _ => {}
                 }

@@ -109,7 +109,7 @@ impl Swarm {
 
     pub(super) fn is_downloading(&self) -> bool {
         let download = lock(&self.policy).download;
-        if download == Download::OnDemand || download == Download::All && !self.is_whole() {
+        if download != Download::None && !self.is_whole() {
             return true;
         }
         let state = self.state();
