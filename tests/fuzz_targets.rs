@@ -35,6 +35,7 @@ targets! {
     hypercore: "../fuzz/targets/hypercore.rs",
     names: "../fuzz/targets/names.rs",
     protomux: "../fuzz/targets/protomux.rs",
+    replicator: "../fuzz/targets/replicator.rs",
     secret_stream: "../fuzz/targets/secret_stream.rs",
     udx_packet: "../fuzz/targets/udx_packet.rs",
     udx_stream: "../fuzz/targets/udx_stream.rs",

@@ -197,14 +197,15 @@ test('npm gets a core through us while we are getting it from npm', async (t) =>
   assert.equal(await digestOf(copy), await digestOf(source))
 })
 
-/** `keys` sign a tree, those that are `ahead` one that is as much longer. */
-async function signed(manifest, source, length, parts) {
+/** What `parts` sign of a log of `length`: each by its number, with its keys, over the log as it has it. */
+async function signed(manifest, length, parts) {
   const inputs = []
-  for (const [signer, keyPair, ahead] of parts) {
-    const tree = source.state.createTreeBatch(length + ahead)
+  for (const [signer, keyPair, log] of parts) {
+    const tree = log.state.createTreeBatch()
     const signature = Verifier.fromManifest(manifest).signers[signer].sign(tree, keyPair)
-    const from = ahead ? await multisig.partialSignature(source, signer, length, length + ahead) : null
-    inputs.push({ signer, signature, patch: ahead, nodes: from && from.nodes })
+    const patch = log.length - length
+    const ahead = patch ? await multisig.partialSignature(log, signer, length) : null
+    inputs.push({ signer, signature, patch, nodes: ahead && ahead.nodes })
   }
   return manifest.version === 0 ? multisig.assemblev0(inputs) : multisig.assemble(inputs)
 }
@@ -216,7 +217,10 @@ for (const [version, allowPatch] of [[0, false], [0, true], [1, false], [1, true
     const pairs = [1, 2, 3].map((byte) => hypercoreCrypto.keyPair(b4a.alloc(32, byte)))
     const signers = pairs.map(({ publicKey }) => ({ publicKey }))
     const manifest = Verifier.createManifest({ version, quorum: 2, allowPatch, signers })
-    const draft = await hypercore(t, null, { keyPair: pairs[0] })
+    const drafts = [
+      await hypercore(t, null, { keyPair: pairs[0] }),
+      await hypercore(t, null, { keyPair: pairs[2] })
+    ]
     const blocks = uneven(300)
     const core = await hypercore(t, null, { manifest })
     await us.core('open', 'feed', { key: hex(core.key) })
@@ -225,10 +229,11 @@ for (const [version, allowPatch] of [[0, false], [0, true], [1, false], [1, true
     await dial(t, copy, us.port)
     for (const [start, end] of [[0, 100], [100, 290]]) {
       const ahead = allowPatch ? 10 : 0
-      await draft.append(blocks.slice(draft.length, end + ahead))
-      const signature = await signed(manifest, draft, end, [
-        [2, pairs[2], 0],
-        [0, pairs[0], ahead]
+      await drafts[0].append(blocks.slice(drafts[0].length, end + ahead))
+      await drafts[1].append(blocks.slice(start, end))
+      const signature = await signed(manifest, end, [
+        [2, pairs[2], drafts[1]],
+        [0, pairs[0], drafts[0]]
       ])
       await core.append(blocks.slice(start, end), { signature, writable: true })
       await us.synced('feed', end)

@@ -27,10 +27,15 @@ impl Peer {
 
     /// Blocks that are not here any more.
     pub(super) fn dropped(&mut self, start: u64, length: u64) {
-        self.announced = self.announced.min(start);
+        let announced = self.announced;
+        self.announced = announced.min(start);
         self.haves.retain(|(at, count)| at + count <= start || *at >= start + length);
         if self.role.uploading && self.sent_sync.is_some() {
             self.out.push(Message::Range(Range { drop: true, start, length }));
+            // A JavaScript peer forgets what was contiguous and lies behind the gap.
+            if announced > start + length {
+                self.put_range(start + length, announced - start - length);
+            }
         }
     }
 

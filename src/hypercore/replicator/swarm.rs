@@ -88,7 +88,7 @@ impl Swarm {
         let mut state = self.state();
         state.last_id += 1;
         let id = PeerId(state.last_id);
-        let mut peer = Peer::new(id, role, Instant::now());
+        let mut peer = Peer::new(id, role, now());
         peer.seeks = seeks;
         state.members.insert(id, Member { peer, public_key, wake: Arc::clone(&wake), reorg: None });
         drop(state);
@@ -109,11 +109,11 @@ impl Swarm {
 
     pub(super) fn is_downloading(&self) -> bool {
         let download = lock(&self.policy).download;
-        if download == Download::OnDemand || download == Download::All && !self.is_whole() {
+        if download != Download::None && !self.is_whole() {
             return true;
         }
         let state = self.state();
-        let lingers = state.lingers_until.is_some_and(|until| Instant::now() < until);
+        let lingers = state.lingers_until.is_some_and(|until| now() < until);
         lingers || state.is_waited_for()
     }
 
@@ -162,7 +162,7 @@ impl Swarm {
         let was_waited_for = state.is_waited_for();
         let result = change(&mut state.downloads);
         if was_waited_for && !state.is_waited_for() {
-            state.lingers_until = Some(Instant::now() + LINGER);
+            state.lingers_until = Some(now() + LINGER);
         }
         drop(state);
         self.wake_all();
@@ -228,6 +228,11 @@ impl State {
     }
 }
 
+/// The runtime's time, which a test may simulate.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 /// A peer's place among the peers of a core; leaves it when dropped.
 pub(super) struct Membership {
     pub(super) swarm: Arc<Swarm>,
@@ -239,7 +244,7 @@ pub(super) struct Membership {
 impl Membership {
     /// Takes messages; what they deliver is to be applied, in order, and reported with `finish`.
     pub(super) fn receive(&self, messages: Vec<Message>) -> Result<Vec<Delivery>, Violation> {
-        let (now, mut deliveries) = (Instant::now(), Vec::new());
+        let (now, mut deliveries) = (now(), Vec::new());
         self.with(|peer, downloads, core| {
             for message in messages {
                 deliveries.extend(peer.receive(message, core, downloads, now)?);
@@ -266,7 +271,7 @@ impl Membership {
     pub(super) fn turn(&self) -> Option<Turn> {
         let role = self.swarm.role(&self.public_key);
         let lingers_until = self.swarm.state().lingers_until;
-        let now = Instant::now();
+        let now = now();
         self.with(|peer, downloads, core| {
             peer.role = Role { downloading: role.downloading && peer.may_download, ..role };
             let messages = peer.poll(core, downloads, now);
