@@ -311,6 +311,14 @@ impl Engine {
         }
     }
 
+    /// Has a transfer that goes on among those that are not finished: it may have been found just before it
+    /// was let go of, and then resumed.
+    pub(super) fn keep(&self, live: &Arc<Live>, record: &Record) {
+        if !record.state.is_terminal() {
+            lock(&self.live).entry(record.id.clone()).or_insert_with(|| Arc::clone(live));
+        }
+    }
+
     /// The unfinished transfers with a peer, the oldest first.
     pub(super) fn with_peer(&self, peer: &PublicKey, direction: Direction) -> Vec<Arc<Live>> {
         let key = peer.to_z32();

@@ -118,6 +118,7 @@ impl Engine {
             first.into_iter().for_each(|action| self.incoming_act(live, record, action));
         };
         self.move_to(live, &mut record, next, event.survives(), change, tell).await?;
+        self.keep(live, &record);
         for action in then {
             self.incoming_act(live, &record, action);
         }

@@ -2,7 +2,7 @@
 //! nothing that was acknowledged is lost, and everything works again when the disk does, without a restart.
 //!
 //! `faults.c` is preloaded into a process of its own. `FAULTS_STEP` says how many calls are left out between
-//! two that fail (13 unless set; 1 leaves out none), `FAULTS_FIRST` where to begin.
+//! two that fail (41 unless set; 1 leaves out none), `FAULTS_FIRST` where to begin.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::FileExt;
@@ -64,7 +64,7 @@ async fn story() {
     let number = |name: &str, otherwise: u64| {
         std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
     };
-    let (step, mut at) = (number("FAULTS_STEP", 13), number("FAULTS_FIRST", 0));
+    let (step, mut at) = (number("FAULTS_STEP", 41), number("FAULTS_FIRST", 0));
     let mut runs = 0;
     loop {
         let mut calls = 0;

@@ -1,5 +1,5 @@
 //! A node's data over time: backed up, restored, copied, set back, damaged.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod damage;
 #[path = "../simulation/dice.rs"]
