@@ -3,6 +3,8 @@
 //!
 //! `KILLS` says how often (24 unless set), `KILL_SEED` where to begin. A failure names its seed.
 
+mod others;
+
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,16 +14,16 @@ use std::time::{Duration, Instant};
 use alex_p2p::catalog::{Book, BookEntry, VerifyOptions};
 use alex_p2p::crypto::KeyPair;
 use alex_p2p::hypercore::replicator::{Policy as CorePolicy, Replicator};
-use alex_p2p::hypercore::{Core, CreateOptions, Manifest, MemoryStorage, OpenOptions, Storage};
+use alex_p2p::hypercore::{Core, Manifest, OpenOptions};
 use alex_p2p::protomux::{MuxOptions, Protomux};
 use alex_p2p::secret_stream::connect_xx;
 use alex_p2p::store::{CoreStore, Database};
 use alex_p2p::transfer::{BookRequest, Policy, State, Transfer, TransferLimits};
 use bytes::Bytes;
 use tempfile::TempDir;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
+use tokio::net::TcpStream;
 
+use self::others::{OtherLog, OtherServer};
 use crate::dice::Dice;
 use crate::support::{Disk, Server, connect, soon, until_state};
 
@@ -415,82 +417,6 @@ async fn check_log(core: &Core, acknowledged: u64, seed: u64) {
     assert!(length == 0 || verified.whole && verified.good == length, "seed {seed}: {verified:?}");
     for index in 0..length {
         assert_eq!(core.get(index).unwrap(), Some(block(index)), "seed {seed}");
-    }
-}
-
-/// A log in memory that a victim fetches.
-struct OtherLog {
-    core: Core,
-    at: SocketAddr,
-    accepting: JoinHandle<()>,
-}
-
-impl OtherLog {
-    async fn start() -> Self {
-        let keys = other_keys();
-        let manifest = Manifest::single(keys.public_key());
-        let options = CreateOptions { manifest, writer: Some(keys.clone()), compat: false };
-        let storage: &dyn Storage = &MemoryStorage::new();
-        let core = Core::create(storage, options).unwrap();
-        core.append((0..3000).map(block).collect()).await.unwrap();
-        let replicator = Replicator::new();
-        replicator.add(core.clone(), CorePolicy::serve());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let at = listener.local_addr().unwrap();
-        let accepting = tokio::spawn(async move {
-            let mut muxes = Vec::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                muxes.push(attach(&replicator, stream, false, &keys).await);
-            }
-        });
-        Self { core, at, accepting }
-    }
-}
-
-impl Drop for OtherLog {
-    fn drop(&mut self) {
-        self.accepting.abort();
-    }
-}
-
-/// A server in this process that a victim is connected to.
-struct OtherServer {
-    server: std::sync::Arc<Server>,
-    at: SocketAddr,
-    accepting: JoinHandle<()>,
-}
-
-impl OtherServer {
-    async fn start(disk: &Disk) -> Self {
-        let server = std::sync::Arc::new(Server::start(disk, Policy::AutoAccept).await);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let at = listener.local_addr().unwrap();
-        let joining = std::sync::Arc::clone(&server);
-        let accepting = tokio::spawn(async move {
-            let mut muxes = Vec::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                muxes.push(joining.join(stream, false).await);
-            }
-        });
-        Self { server, at, accepting }
-    }
-
-    /// Publishes until it is aborted.
-    fn publish(&self, batch: u64) -> JoinHandle<()> {
-        let server = std::sync::Arc::clone(&self.server);
-        tokio::spawn(async move {
-            loop {
-                let start = server.catalog.length();
-                server.catalog.publish(books(start..start + batch)).await.unwrap();
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        })
-    }
-}
-
-impl Drop for OtherServer {
-    fn drop(&mut self) {
-        self.accepting.abort();
     }
 }
 
