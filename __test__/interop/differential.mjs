@@ -121,7 +121,8 @@ export class Bench {
     const bench = new Bench()
     bench.dir = await mkdtemp(join(tmpdir(), 'alex-p2p-differential-'))
     bench.ours = new Program(interopProgram(), ['differential', bench.dir])
-    const { writer, reader } = await bench.ours.next('listening')
+    const { writer, reader, clears } = await bench.ours.next('listening')
+    bench.clears = clears
     /** How often npm's reader had to be connected anew. */
     bench.paused = 0
     // npm's reader gets what we write, and our reader what npm writes
@@ -194,7 +195,7 @@ export class Bench {
         break
       }
       case 'clear': {
-        if (core.length === 0) return
+        if (!this.clears || core.length === 0) return
         const start = Math.floor(core.length * a)
         const end = Math.min(core.length, start + 1 + Math.floor(b * 5))
         await core.clear(start, end)

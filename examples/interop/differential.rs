@@ -1,12 +1,12 @@
 //! `interop differential <dir>`: one log that is written here and one that is read here, both with the
 //! same key and each in a database of its own, for a test that does the same with npm's hypercore.
 //!
-//! Prints `listening {writer, reader}`: a port where the written log is served, and one where the other
-//! is fetched. Every command is answered by one line, in order; what fails, by
-//! `{"event":"failed","error"}`. Bytes are hexadecimal.
+//! Prints `listening {writer, reader, clears}`: a port where the written log is served, one where the
+//! other is fetched, and whether `clear` is known. Every command is answered by one line, in order; what
+//! fails, by `{"event":"failed","error"}`. Bytes are hexadecimal.
 //!
 //! - `start {seed}`: both logs, empty, of this key pair → `state`
-//! - `append {blocks}`, `truncate {length, fork?}`, `clear {start, end}`, `state` → `state` of the written log
+//! - `append {blocks}`, `truncate {length, fork?}`, `state` → `state` of the written log
 //! - `reopen`, `reopen-reader`: closes it and opens it again → `state`
 //! - `synced {fork, length, blocks}`: waits until the other log is there, and `blocks` are here → `state`
 //! - `disconnect {reader, count}`: ends the connections of one of the logs, the `count`-th that it ever had
@@ -114,7 +114,10 @@ pub fn run(mut arguments: impl Iterator<Item = String>) -> Result<(), Failure> {
         Ok::<_, Failure>(Program { writer, reader, pair: None })
     })?;
     let (writer, reader) = (program.writer.port, program.reader.port);
-    println!("{}", json!({"event": "listening", "writer": writer, "reader": reader}));
+    println!(
+        "{}",
+        json!({"event": "listening", "writer": writer, "reader": reader, "clears": false})
+    );
     for line in std::io::stdin().lock().lines() {
         let command: Value = serde_json::from_str(&line?)?;
         let answer = runtime.block_on(program.run(&command));
@@ -146,13 +149,6 @@ impl Program {
             "truncate" => {
                 let core = self.writer.core()?;
                 core.truncate(number("length").ok_or("no length")?, number("fork")).await?;
-                state(core)
-            }
-            "clear" => {
-                let (start, end) =
-                    (number("start").ok_or("no start")?, number("end").ok_or("no end")?);
-                let (core, handle) = self.writer.log.as_ref().ok_or("not started")?;
-                handle.clear(start..end).await?;
                 state(core)
             }
             "state" => state(self.writer.core()?),
