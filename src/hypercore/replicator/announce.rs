@@ -48,6 +48,7 @@ impl Peer {
         }
         let sync = self.sync(core);
         if self.must_send(&sync) {
+            self.have_behind_gap(core);
             self.sent_sync = Some(sync);
             self.out.push(Message::Sync(sync));
         }
@@ -77,6 +78,20 @@ impl Peer {
         // One at a time: each may take as long as a bitfield is.
         if let Some(want) = self.wants.pop_front() {
             self.answer_want(want.start, want.length, want.any, core);
+        }
+    }
+
+    /// What was appended since the last message is not told by the contiguous length when blocks before it
+    /// were cleared.
+    fn have_behind_gap(&mut self, core: &impl LocalCore) {
+        let Some(sent) = self.sent_sync.filter(|sent| sent.fork == core.fork()) else { return };
+        if core.contiguous_length() >= sent.length {
+            return;
+        }
+        let mut at = sent.length;
+        while let Some(block) = core.next_present(at).filter(|block| *block < core.length()) {
+            self.have(block, 1);
+            at = block + 1;
         }
     }
 

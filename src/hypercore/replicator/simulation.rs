@@ -457,3 +457,21 @@ fn cleared_blocks_are_told_of_and_asked_of_others() {
     run(&mut holder, 0, &mut reader, 0, now);
     assert_eq!(reader.core.contiguous_length(), 100);
 }
+
+#[test]
+fn what_is_appended_behind_a_gap_is_told_of() {
+    let now = Instant::now();
+    let mut holder = Side::new(FakeCore::writer(100), WRITER, 1, now);
+    let mut reader = Side::new(FakeCore::reader(100), READER, 1, now);
+    run(&mut holder, 0, &mut reader, 0, now);
+    for index in 20..30 {
+        holder.core.blocks.remove(&index);
+    }
+    holder.peers[0].dropped(20, 10);
+    run(&mut holder, 0, &mut reader, 0, now);
+    holder.core.length = 103;
+    holder.core.blocks.extend(100..103);
+    let told = holder.poll(0, now);
+    let range = Message::Range(Range { drop: false, start: 100, length: 3 });
+    assert!(told.contains(&range), "{told:?}");
+}
