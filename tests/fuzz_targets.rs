@@ -10,6 +10,10 @@ use std::path::Path;
 #[path = "simulation/dice.rs"]
 #[allow(dead_code)] // the simulator throws them in more ways
 mod dice;
+#[path = "../fuzz/targets/program.rs"]
+mod program;
+#[path = "../fuzz/targets/session.rs"]
+mod session;
 
 /// Random inputs a target; `FUZZ_INPUTS` says otherwise.
 const INPUTS: u64 = 2000;

@@ -1,5 +1,9 @@
 #![no_main]
 
+#[path = "../targets/program.rs"]
+mod program;
+#[path = "../targets/session.rs"]
+mod session;
 #[path = "../targets/replicator.rs"]
 mod target;
 

@@ -1,5 +1,7 @@
 #![no_main]
 
+#[path = "../targets/session.rs"]
+mod session;
 #[path = "../targets/secret_stream.rs"]
 mod target;
 

@@ -1,11 +1,10 @@
 //! Every decoder of the DHT: what it takes, it takes again as we would write it; and the sealed payloads
 //! of hole punches, which open only unchanged.
 
-use std::sync::OnceLock;
 
-use alex_p2p::crypto::KeyPair;
 use alex_p2p::hyperdht::fuzzing::{Decoder, open, seal};
-use alex_p2p::secret_stream::{Handshake, Pattern, Session};
+
+use crate::session::sessions;
 
 /// The first byte is the decoder, the rest its input.
 pub fn run(data: &[u8]) {
@@ -44,18 +43,4 @@ fn sealed(bytes: &[u8]) {
         assert_eq!(open(ours, &sealed), None);
         assert_eq!(open(ours, &sealed[..at]), None);
     }
-}
-
-/// Both ends of one handshake.
-fn sessions() -> &'static [Session; 2] {
-    static SESSIONS: OnceLock<[Session; 2]> = OnceLock::new();
-    SESSIONS.get_or_init(|| {
-        let (ours, theirs) = (KeyPair::from_seed(&[1; 32]), KeyPair::from_seed(&[2; 32]));
-        let key = theirs.public_key();
-        let mut client = Handshake::new(Pattern::IK, true, &ours, Some(&key), &[]).unwrap();
-        let mut server = Handshake::new(Pattern::IK, false, &theirs, None, &[]).unwrap();
-        server.read(&client.write(&[]).unwrap()).unwrap();
-        client.read(&server.write(&[]).unwrap()).unwrap();
-        [client.finish().unwrap(), server.finish().unwrap()]
-    })
 }

@@ -2,16 +2,16 @@
 //! close channels: it goes on or ends with a reason, and everybody who waits is told.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use alex_p2p::crypto::KeyPair;
 use alex_p2p::encoding::Writer;
 use alex_p2p::protomux::{Channel, ChannelOptions, MuxOptions, Protomux, RemoteOpen};
-use alex_p2p::secret_stream::{
-    Handshake, Pattern, SecretReceiver, SecretSender, SecretStream, Session,
-};
+use alex_p2p::secret_stream::{SecretReceiver, SecretSender, SecretStream};
 use tokio::io::duplex;
+
+use crate::program::{byte, bytes};
+use crate::session::sessions;
 
 /// Room on the raw stream: all that one input leads to.
 const ROOM: usize = 1 << 22;
@@ -38,8 +38,8 @@ struct World {
 
 async fn play(mut program: &[u8]) {
     let (near, far) = duplex(ROOM);
-    let mux = Protomux::new(SecretStream::new(near, session(0)), MuxOptions::default());
-    let (foe, replies) = SecretStream::new(far, session(1)).split();
+    let mux = Protomux::new(SecretStream::new(near, sessions()[0].clone()), MuxOptions::default());
+    let (foe, replies) = SecretStream::new(far, sessions()[1].clone()).split();
     let offered: Arc<Mutex<VecDeque<RemoteOpen>>> = Arc::default();
     let keep = Arc::clone(&offered);
     mux.on_open(
@@ -160,31 +160,4 @@ fn control(step: u8, detail: u8, program: &mut &[u8]) -> Option<Vec<u8>> {
         }
     }
     Some(writer.into_vec())
-}
-
-/// One of the two ends of a handshake.
-fn session(end: usize) -> Session {
-    static SESSIONS: OnceLock<[Session; 2]> = OnceLock::new();
-    let sessions = SESSIONS.get_or_init(|| {
-        let (ours, theirs) = (KeyPair::from_seed(&[1; 32]), KeyPair::from_seed(&[2; 32]));
-        let key = theirs.public_key();
-        let mut client = Handshake::new(Pattern::IK, true, &ours, Some(&key), &[]).unwrap();
-        let mut server = Handshake::new(Pattern::IK, false, &theirs, None, &[]).unwrap();
-        server.read(&client.write(&[]).unwrap()).unwrap();
-        client.read(&server.write(&[]).unwrap()).unwrap();
-        [client.finish().unwrap(), server.finish().unwrap()]
-    });
-    sessions[end].clone()
-}
-
-fn byte(program: &mut &[u8]) -> Option<u8> {
-    let (first, rest) = program.split_first()?;
-    *program = rest;
-    Some(*first)
-}
-
-fn bytes(program: &mut &[u8], length: usize) -> Vec<u8> {
-    let (taken, rest) = program.split_at(length.min(program.len()));
-    *program = rest;
-    taken.to_vec()
 }

@@ -18,10 +18,13 @@ use alex_p2p::hypercore::messages::{
 use alex_p2p::hypercore::replicator::{CoreHandle, Fetching, PROTOCOL, Policy, Replicator};
 use alex_p2p::hypercore::{Core, CreateOptions, Manifest, MemoryStorage, OpenOptions, Request};
 use alex_p2p::protomux::{Channel, ChannelOptions, MuxOptions, Protomux};
-use alex_p2p::secret_stream::{Handshake, Pattern, SecretStream, Session};
+use alex_p2p::secret_stream::SecretStream;
 use bytes::Bytes;
 use tokio::io::duplex;
 use tokio::time::timeout;
+
+use crate::program::{byte, bytes};
+use crate::session::sessions;
 
 /// Blocks of both logs.
 const LENGTH: u64 = 13;
@@ -317,35 +320,8 @@ async fn log(seed: u8) -> Core {
 /// Two ends of a connection; nothing is read before `start`.
 fn connect() -> (Protomux, Protomux) {
     let (near, far) = duplex(1 << 20);
-    let mux = |raw, end| {
-        Protomux::new(SecretStream::new(raw, session(end)), MuxOptions { paused: true })
+    let mux = |raw, end: usize| {
+        Protomux::new(SecretStream::new(raw, sessions()[end].clone()), MuxOptions { paused: true })
     };
     (mux(near, 0), mux(far, 1))
-}
-
-/// One of the two ends of a handshake.
-fn session(end: usize) -> Session {
-    static SESSIONS: OnceLock<[Session; 2]> = OnceLock::new();
-    let sessions = SESSIONS.get_or_init(|| {
-        let (ours, theirs) = (KeyPair::from_seed(&[1; 32]), KeyPair::from_seed(&[2; 32]));
-        let key = theirs.public_key();
-        let mut client = Handshake::new(Pattern::IK, true, &ours, Some(&key), &[]).unwrap();
-        let mut server = Handshake::new(Pattern::IK, false, &theirs, None, &[]).unwrap();
-        server.read(&client.write(&[]).unwrap()).unwrap();
-        client.read(&server.write(&[]).unwrap()).unwrap();
-        [client.finish().unwrap(), server.finish().unwrap()]
-    });
-    sessions[end].clone()
-}
-
-fn byte(program: &mut &[u8]) -> Option<u8> {
-    let (first, rest) = program.split_first()?;
-    *program = rest;
-    Some(*first)
-}
-
-fn bytes(program: &mut &[u8], length: usize) -> Vec<u8> {
-    let (taken, rest) = program.split_at(length.min(program.len()));
-    *program = rest;
-    taken.to_vec()
 }

@@ -2,12 +2,13 @@
 //! frames of the other end that were changed on their way. A receiver gets what was sent, in order, and
 //! nothing else, and after the first thing that is wrong nothing more.
 
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use alex_p2p::crypto::KeyPair;
-use alex_p2p::secret_stream::{Handshake, Pattern, SecretStream, Session};
+use alex_p2p::secret_stream::{Handshake, Pattern, SecretStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+use crate::session::sessions;
 
 /// Room on the raw stream: all that one input leads to.
 const ROOM: usize = 1 << 20;
@@ -52,7 +53,7 @@ fn noise(which: u8, bytes: &[u8]) {
 /// Bytes of a stranger instead of a stream.
 async fn raw_bytes(bytes: &[u8]) {
     let (mut foe, raw) = duplex(ROOM);
-    let (_sender, mut receiver) = SecretStream::new(raw, session(0)).split();
+    let (_sender, mut receiver) = SecretStream::new(raw, sessions()[0].clone()).split();
     foe.write_all(bytes).await.unwrap();
     drop(foe);
     assert!(receiver.recv().await.is_err(), "a stranger's bytes were taken");
@@ -62,7 +63,7 @@ async fn raw_bytes(bytes: &[u8]) {
 /// The messages that the input says, with changes where it says.
 async fn frames(cut: bool, bytes: &[u8]) {
     let (near, raw) = duplex(ROOM);
-    let (mut sender, _receiver) = SecretStream::new(raw, session(1)).split();
+    let (mut sender, _receiver) = SecretStream::new(raw, sessions()[1].clone()).split();
     let Some(([at, change, pieces], program)) = bytes.split_first_chunk() else { return };
     let mut sent: Vec<Vec<u8>> = Vec::new();
     for message in program.chunks(usize::from(*pieces) + 1).take(64) {
@@ -85,7 +86,7 @@ async fn frames(cut: bool, bytes: &[u8]) {
         wire[at] ^= change;
     }
     let (mut far, raw) = duplex(ROOM);
-    let (_sender, mut receiver) = SecretStream::new(raw, session(0)).split();
+    let (_sender, mut receiver) = SecretStream::new(raw, sessions()[0].clone()).split();
     far.write_all(&wire).await.unwrap();
     drop(far);
     let mut received = 0;
@@ -106,19 +107,4 @@ async fn frames(cut: bool, bytes: &[u8]) {
     assert!(cut || is_whole || !end || sent.is_empty(), "a changed stream ended well");
     // What was cut off between two messages looks like an end: the layers above have one of their own.
     assert!(receiver.recv().await.is_ok_and(|message| message.is_none()) == end);
-}
-
-/// One of the two ends of a handshake.
-fn session(end: usize) -> Session {
-    static SESSIONS: OnceLock<[Session; 2]> = OnceLock::new();
-    let sessions = SESSIONS.get_or_init(|| {
-        let (ours, theirs) = (KeyPair::from_seed(&[1; 32]), KeyPair::from_seed(&[2; 32]));
-        let key = theirs.public_key();
-        let mut client = Handshake::new(Pattern::IK, true, &ours, Some(&key), &[]).unwrap();
-        let mut server = Handshake::new(Pattern::IK, false, &theirs, None, &[]).unwrap();
-        server.read(&client.write(&[]).unwrap()).unwrap();
-        client.read(&server.write(&[]).unwrap()).unwrap();
-        [client.finish().unwrap(), server.finish().unwrap()]
-    });
-    sessions[end].clone()
 }

@@ -3,9 +3,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::broadcast::error::RecvError;
-
-use super::Inner;
+use super::{Heard, Inner};
 use crate::crypto::PublicKey;
 use crate::error::Error;
 use crate::hypercore::replicator;
@@ -15,17 +13,8 @@ const RETRY: Duration = Duration::from_secs(2);
 
 /// Watches for feeds that could not be stored. Nothing more of them is asked for before.
 pub(super) async fn mend(catalog: Weak<Inner>) {
-    let Some((mut events, cancel)) =
-        catalog.upgrade().map(|inner| (inner.options.replicator.events(), inner.cancel.clone()))
-    else {
-        return;
-    };
-    loop {
-        let event = match cancel.run_until_cancelled(events.recv()).await {
-            Some(Ok(event)) => event,
-            Some(Err(RecvError::Lagged(_))) => continue,
-            Some(Err(RecvError::Closed)) | None => return,
-        };
+    let Some(mut heard) = Heard::of(&catalog) else { return };
+    while let Some(event) = heard.next().await {
         let replicator::EventKind::Failed { error } = event.kind else { continue };
         let Some(inner) = catalog.upgrade() else { return };
         let Some(peer) = inner.peers.holder(&event.key) else { continue };
@@ -33,7 +22,7 @@ pub(super) async fn mend(catalog: Weak<Inner>) {
         tracing::warn!(peer = peer.short(), %error, "a peer's feed could not be stored");
         let message = format!("the catalog of the server {} is not saved: {error}", peer.to_z32());
         inner.options.tell(false, message);
-        tokio::spawn(resume(Arc::downgrade(&inner), peer, event.key));
+        crate::tasks::spawn(resume(Arc::downgrade(&inner), peer, event.key));
     }
 }
 

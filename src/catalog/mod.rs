@@ -40,7 +40,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -301,20 +301,36 @@ impl CatalogOptions {
     }
 }
 
+/// What the replicator says while the catalog is open.
+struct Heard {
+    events: broadcast::Receiver<replicator::Event>,
+    cancel: CancellationToken,
+}
+
+impl Heard {
+    /// `None` when the catalog is gone.
+    fn of(catalog: &Weak<Inner>) -> Option<Self> {
+        let inner = catalog.upgrade()?;
+        Some(Self { events: inner.options.replicator.events(), cancel: inner.cancel.clone() })
+    }
+
+    /// Goes on after events that were missed.
+    async fn next(&mut self) -> Option<replicator::Event> {
+        loop {
+            match self.cancel.run_until_cancelled(self.events.recv()).await? {
+                Ok(event) => return Some(event),
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    }
+}
+
 /// Stops publishing when a peer has entries of the own feed that were not written here: two copies of
 /// one data directory are running, or it was set back in time. Says so of a peer's feed, too.
 async fn watch_for_copies(catalog: Weak<Inner>) {
-    let Some((mut events, cancel)) =
-        catalog.upgrade().map(|inner| (inner.options.replicator.events(), inner.cancel.clone()))
-    else {
-        return;
-    };
-    loop {
-        let event = match cancel.run_until_cancelled(events.recv()).await {
-            Some(Ok(event)) => event,
-            Some(Err(RecvError::Lagged(_))) => continue,
-            Some(Err(RecvError::Closed)) | None => return,
-        };
+    let Some(mut heard) = Heard::of(&catalog) else { return };
+    while let Some(event) = heard.next().await {
         let replicator::EventKind::WrittenElsewhere { .. } = event.kind else { continue };
         let Some(inner) = catalog.upgrade() else { return };
         if event.key == inner.own.current().key {

@@ -133,7 +133,7 @@ fn look_at(catalog: &Weak<Inner>, peer: PublicKey) {
         return;
     }
     let stop = inner.cancel.child_token();
-    let done = tokio::spawn(fetch(catalog.clone(), peer, *old.key(), key, stop.clone()));
+    let done = crate::tasks::spawn(fetch(catalog.clone(), peer, *old.key(), key, stop.clone()));
     pending.insert(key, Pending { stop, done });
 }
 

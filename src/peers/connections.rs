@@ -23,6 +23,7 @@ use crate::hyperdht::{Connection, Firewall, HyperDht, Server, ServerOptions};
 use crate::identity::Identity;
 use crate::protomux::{MuxOptions, Protomux};
 use crate::sync::lock;
+use crate::tasks::Spawn;
 use crate::time::now_ms;
 use crate::udx::StreamHandle;
 
@@ -457,7 +458,7 @@ impl Inner {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn(crate::tasks::task(task));
+        self.tasks.spawn_task(task);
     }
 }
 

@@ -6,21 +6,10 @@ use std::time::{Duration, Instant};
 
 use alex_p2p::error::ErrorCode;
 use alex_p2p::hyperdht::PathKind;
-use alex_p2p::hyperdht::{DhtOptions, HyperDht, Testnet};
+use alex_p2p::hyperdht::{HyperDht, Testnet};
 use alex_p2p::peers::{AddOptions, AddressSource, PeerUpdate};
 
-use crate::setup::{Server, eventually, key};
-
-/// On this machine, with no network to ask.
-fn alone() -> DhtOptions {
-    DhtOptions {
-        direct_only: true,
-        bootstrap: Vec::new(),
-        host: [127, 0, 0, 1].into(),
-        port: 0,
-        ..DhtOptions::default()
-    }
-}
+use crate::setup::{Server, alone, eventually, key};
 
 fn at(address: SocketAddr) -> AddOptions {
     AddOptions { address: Some(address.to_string()), ..AddOptions::default() }

@@ -109,3 +109,14 @@ pub async fn eventually(what: &str, holds: impl Fn() -> bool) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+/// On this machine, with no network to ask.
+pub fn alone() -> DhtOptions {
+    DhtOptions {
+        direct_only: true,
+        bootstrap: Vec::new(),
+        host: [127, 0, 0, 1].into(),
+        port: 0,
+        ..DhtOptions::default()
+    }
+}

@@ -5,23 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use alex_p2p::events::EventKind;
-use alex_p2p::hyperdht::DhtOptions;
 use alex_p2p::peers::{AddOptions, PeerUpdate};
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 
-use crate::setup::{Server, eventually};
-
-/// On this machine, with no network to ask.
-fn alone() -> DhtOptions {
-    DhtOptions {
-        direct_only: true,
-        bootstrap: Vec::new(),
-        host: [127, 0, 0, 1].into(),
-        port: 0,
-        ..DhtOptions::default()
-    }
-}
+use crate::setup::{Server, alone, eventually};
 
 /// A path to a server that can be cut.
 struct Path {

@@ -29,7 +29,7 @@ impl Core {
             return Err(CoreError::NotWritable);
         }
         let inner = Arc::clone(&self.inner);
-        let cut = tokio::spawn(async move { truncate(&inner, length, fork).await });
+        let cut = crate::tasks::spawn(async move { truncate(&inner, length, fork).await });
         cut.await.unwrap_or(Err(CoreError::Closed))
     }
 

@@ -229,7 +229,7 @@ impl Rpc {
 
     /// Runs `task` until it ends or the node closes.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let (cancel, task) = (self.cancel.clone(), crate::tasks::task(task));
+        let cancel = self.cancel.clone();
         self.tasks.spawn_task(async move {
             tokio::select! {
                 () = cancel.cancelled() => {}
