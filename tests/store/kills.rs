@@ -18,7 +18,7 @@ use alex_p2p::hypercore::{Core, Manifest, OpenOptions};
 use alex_p2p::protomux::{MuxOptions, Protomux};
 use alex_p2p::secret_stream::connect_xx;
 use alex_p2p::store::{CoreStore, Database};
-use alex_p2p::transfer::{BookRequest, Policy, State, Transfer, TransferLimits};
+use alex_p2p::transfer::{BookRequest, Filter, Policy, State, Transfer, TransferLimits};
 use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
@@ -356,8 +356,12 @@ impl Scene {
         }
         let again = server(self.folder.path(), &victim_keys()).await;
         if acknowledged > 0 && self.role == Role::Receive {
-            let transfer = fetch_book(&again, &other_keys(), seed).await;
-            assert_eq!(transfer.info().unwrap().state, State::Completed, "seed {seed}");
+            let done = Filter { state: Some(State::Completed), ..Filter::default() };
+            let done = again.transfers.list(&done).unwrap();
+            let book = done.iter().find(|info| info.book_id == format!("book{seed}"));
+            let path = book.and_then(|info| info.path.as_ref());
+            let path = path.unwrap_or_else(|| panic!("seed {seed}: the book is not there"));
+            assert!(std::fs::read(path).unwrap() == book_bytes(seed), "seed {seed}: another book");
         }
         let options = VerifyOptions { peers: true, ..VerifyOptions::default() };
         let found = again.catalog.verify(options).await.unwrap();
