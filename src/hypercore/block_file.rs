@@ -1,100 +1,94 @@
-//! A file whose bytes are a log's blocks, one after the other, all but the last of one size.
+//! A file whose bytes are a log's blocks, one after the other, all but the last of one size: on disk, or
+//! in memory.
 
-use std::fs::{File, OpenOptions};
-use std::io;
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::UNIX_EPOCH;
 
+use bytes::Bytes;
+
+use super::disk_file::{DiskFile, FileAccess, FileStamp};
 use super::error::CoreError;
 use crate::sync::lock;
 
-/// What a file was when it was hashed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FileStamp {
-    /// Its size in bytes.
-    pub size: u64,
-    /// When it was modified last, in nanoseconds since 1970; 0 where the system does not tell.
-    pub modified: i128,
+/// The file.
+#[derive(Debug)]
+pub(super) struct BlockFile {
+    block_size: u64,
+    access: FileAccess,
+    medium: Medium,
 }
 
-impl FileStamp {
-    /// What an open file is now.
-    pub fn of(file: &File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
-        let modified =
-            metadata.modified().ok().map_or(0, |time| match time.duration_since(UNIX_EPOCH) {
-                Ok(since) => since.as_nanos() as i128,
-                Err(before) => -(before.duration().as_nanos() as i128),
-            });
-        Ok(Self { size: metadata.len(), modified })
+#[derive(Debug)]
+enum Medium {
+    Disk(DiskFile),
+    Memory(Arc<MemoryFile>),
+}
+
+/// The bytes of a log that is too small to be worth a way over the disk.
+#[derive(Debug, Default)]
+pub struct MemoryFile {
+    blocks: Mutex<BTreeMap<u64, Bytes>>,
+}
+
+impl MemoryFile {
+    /// A file with these bytes, cut into blocks of `block_size` bytes.
+    #[must_use]
+    pub fn of(bytes: &Bytes, block_size: u64) -> Self {
+        let size = usize::try_from(block_size).unwrap_or(usize::MAX).max(1);
+        let starts = (0..bytes.len()).step_by(size);
+        let block = |start: usize| bytes.slice(start..start.saturating_add(size).min(bytes.len()));
+        Self { blocks: Mutex::new((0..).zip(starts.map(block)).collect()) }
+    }
+
+    /// The blocks that are here, in order.
+    #[must_use]
+    pub fn blocks(&self) -> Vec<Bytes> {
+        lock(&self.blocks).values().cloned().collect()
     }
 }
 
-/// What may be done with a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileAccess {
-    /// Blocks are read. A peer's blocks are refused.
-    Read,
-    /// Blocks are read and written; the file is created when it is missing.
-    Write,
-}
-
-/// The file, opened when it is first needed and kept open: a file that is replaced under its name is
-/// still served as it was.
-#[derive(Debug)]
-pub(super) struct BlockFile {
-    path: PathBuf,
-    block_size: u64,
-    access: FileAccess,
-    stamp: Option<FileStamp>,
-    file: Mutex<Option<Arc<File>>>,
-    early: Mutex<EarlySync>,
-}
-
-/// How much was written since the file was synced, and how that went. Synced only at its end, a large
-/// file would keep its reader waiting for the disk.
-#[derive(Debug, Default)]
-struct EarlySync {
-    unsynced: u64,
-    is_running: bool,
-    /// The system reports a failed sync once, and forgets the data.
-    failed: Option<CoreError>,
-}
-
-/// After so many bytes the file is synced while it is still being written.
-const SYNC_BYTES: u64 = 32 << 20;
-
 impl BlockFile {
-    /// A file that must be what `stamp` says, if given.
-    pub(super) fn new(
+    /// A file on disk that must be what `stamp` says, if given.
+    pub(super) fn on_disk(
         path: PathBuf,
         block_size: u64,
         access: FileAccess,
         stamp: Option<FileStamp>,
     ) -> Self {
-        Self {
-            path,
-            block_size: block_size.max(1),
-            access,
-            stamp,
-            file: Mutex::new(None),
-            early: Mutex::default(),
-        }
+        Self::new(block_size, access, Medium::Disk(DiskFile::new(path, access, stamp)))
+    }
+
+    /// A file in memory.
+    pub(super) fn in_memory(file: Arc<MemoryFile>, block_size: u64, access: FileAccess) -> Self {
+        Self::new(block_size, access, Medium::Memory(file))
+    }
+
+    fn new(block_size: u64, access: FileAccess, medium: Medium) -> Self {
+        Self { block_size: block_size.max(1), access, medium }
     }
 
     pub(super) fn access(&self) -> FileAccess {
         self.access
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// Whether reading and writing never wait for a disk.
+    pub(super) fn is_in_memory(&self) -> bool {
+        matches!(self.medium, Medium::Memory(_))
+    }
+
+    /// Where it is, on disk.
+    pub(super) fn path(&self) -> Option<&Path> {
+        match &self.medium {
+            Medium::Disk(file) => Some(file.path()),
+            Medium::Memory(_) => None,
+        }
     }
 
     /// The size that block `index` has in a log of that many bytes.
     pub(super) fn size_of(&self, index: u64, byte_length: u64) -> u64 {
-        let start = index.saturating_mul(self.block_size);
-        byte_length.saturating_sub(start).min(self.block_size)
+        byte_length.saturating_sub(self.offset(index)).min(self.block_size)
     }
 
     /// Whether a log of so many blocks and bytes can be cut from a file.
@@ -103,168 +97,94 @@ impl BlockFile {
     }
 
     /// Reads block `index`, which has `size` bytes.
-    pub(super) fn read(&self, index: u64, size: usize) -> Result<Vec<u8>, CoreError> {
-        let file = self.open()?;
-        if let Some(stamp) = self.stamp
-            && FileStamp::of(&file)? != stamp
-        {
-            return Err(CoreError::FileChanged);
-        }
-        let mut bytes = vec![0; size];
-        match read_exact_at(&file, &mut bytes, index.saturating_mul(self.block_size)) {
-            Ok(()) => Ok(bytes),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                Err(CoreError::FileChanged)
+    pub(super) fn read(&self, index: u64, size: usize) -> Result<Bytes, CoreError> {
+        match &self.medium {
+            Medium::Disk(file) => Ok(file.read(self.offset(index), size)?.into()),
+            Medium::Memory(file) => {
+                let block = lock(&file.blocks).get(&index).cloned();
+                block.filter(|block| block.len() == size).ok_or(CoreError::FileChanged)
             }
-            Err(error) => Err(error.into()),
         }
     }
 
     /// Writes block `index`.
-    pub(super) fn write(&self, index: u64, bytes: &[u8]) -> Result<(), CoreError> {
-        let file = self.open()?;
-        write_all_at(&file, bytes, index.saturating_mul(self.block_size))?;
-        lock(&self.early).unsynced += bytes.len() as u64;
-        Ok(())
+    pub(super) fn write(&self, index: u64, block: &Bytes) -> Result<(), CoreError> {
+        match &self.medium {
+            Medium::Disk(file) => file.write(self.offset(index), block),
+            Medium::Memory(file) => {
+                lock(&file.blocks).insert(index, block.clone());
+                Ok(())
+            }
+        }
     }
 
-    /// Gives the space of blocks back to the disk where the system can do that; they read as zeros then.
-    pub(super) fn punch(&self, blocks: std::ops::Range<u64>) -> Result<(), CoreError> {
-        let file = self.open()?;
-        let start = blocks.start.saturating_mul(self.block_size);
-        let end = blocks.end.saturating_mul(self.block_size).min(file.metadata()?.len());
-        if start < end { Ok(punch_hole(&file, start, end - start)?) } else { Ok(()) }
+    /// Gives the space of blocks back where the system can do that.
+    pub(super) fn punch(&self, blocks: Range<u64>) -> Result<(), CoreError> {
+        match &self.medium {
+            Medium::Disk(file) => file.punch(self.offset(blocks.start), self.offset(blocks.end)),
+            Medium::Memory(file) => {
+                lock(&file.blocks).retain(|index, _| !blocks.contains(index));
+                Ok(())
+            }
+        }
     }
 
-    /// Whether enough was written that [`Self::sync_early`] is to be called, once for each yes.
+    /// As [`DiskFile::is_sync_due`].
     pub(super) fn is_sync_due(&self) -> bool {
-        let mut early = lock(&self.early);
-        let due = early.unsynced >= SYNC_BYTES && !early.is_running;
-        if due {
-            (early.is_running, early.unsynced) = (true, 0);
-        }
-        due
+        self.disk().is_some_and(DiskFile::is_sync_due)
     }
 
-    /// Brings what was written so far to disk. A failure is told by [`Self::finish`].
+    /// As [`DiskFile::sync_early`].
     pub(super) fn sync_early(&self) {
-        let synced = self.open().and_then(|file| Ok(file.sync_data()?));
-        let mut early = lock(&self.early);
-        early.is_running = false;
-        if let Err(error) = synced {
-            early.failed = Some(error);
+        if let Some(file) = self.disk() {
+            file.sync_early();
         }
     }
 
-    /// Fails when an early sync has: what was written is not all there.
+    /// As [`DiskFile::check_early`].
     pub(super) fn check_early(&self) -> Result<(), CoreError> {
-        lock(&self.early).failed.clone().map_or(Ok(()), Err)
+        self.disk().map_or(Ok(()), DiskFile::check_early)
     }
 
-    /// Gives the file its final size and syncs its data to disk.
+    /// As [`DiskFile::finish`].
     pub(super) fn finish(&self, byte_length: Option<u64>) -> Result<(), CoreError> {
-        self.check_early()?;
-        let file = self.open()?;
-        if let Some(length) = byte_length
-            && file.metadata()?.len() != length
-        {
-            file.set_len(length)?;
-        }
-        Ok(file.sync_all()?)
+        self.disk().map_or(Ok(()), |file| file.finish(byte_length))
     }
 
-    fn open(&self) -> Result<Arc<File>, CoreError> {
-        let mut slot = lock(&self.file);
-        if let Some(file) = &*slot {
-            return Ok(Arc::clone(file));
-        }
-        let file = match self.access {
-            FileAccess::Read => File::open(&self.path)?,
-            FileAccess::Write => OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&self.path)?,
-        };
-        let file = Arc::new(file);
-        *slot = Some(Arc::clone(&file));
-        Ok(file)
-    }
-}
-
-#[cfg(unix)]
-pub(super) fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
-}
-
-#[cfg(unix)]
-fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
-}
-
-/// Takes bytes out of a file without moving others. File systems that cannot do that keep the space.
-#[cfg(target_os = "linux")]
-fn punch_hole(file: &File, offset: u64, length: u64) -> io::Result<()> {
-    use rustix::fs::{FallocateFlags, fallocate};
-    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    match fallocate(file, flags, offset, length) {
-        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn punch_hole(_file: &File, _offset: u64, _length: u64) -> io::Result<()> {
-    Ok(())
-}
-
-#[cfg(windows)]
-pub(super) fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-    let mut done = 0;
-    while done < bytes.len() {
-        let at = offset + done as u64;
-        match std::os::windows::fs::FileExt::seek_read(file, &mut bytes[done..], at)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            count => done += count,
+    fn disk(&self) -> Option<&DiskFile> {
+        match &self.medium {
+            Medium::Disk(file) => Some(file),
+            Medium::Memory(_) => None,
         }
     }
-    Ok(())
-}
 
-#[cfg(windows)]
-fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    let mut done = 0;
-    while done < bytes.len() {
-        let at = offset + done as u64;
-        match std::os::windows::fs::FileExt::seek_write(file, &bytes[done..], at)? {
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            count => done += count,
-        }
+    fn offset(&self, index: u64) -> u64 {
+        index.saturating_mul(self.block_size)
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
+    use std::io;
 
     fn file(dir: &Path, access: FileAccess, stamp: Option<FileStamp>) -> BlockFile {
-        BlockFile::new(dir.join("book"), 4, access, stamp)
+        BlockFile::on_disk(dir.join("book"), 4, access, stamp)
     }
 
     #[test]
     fn blocks_stand_where_their_index_says_whatever_the_order() {
         let dir = tempfile::tempdir().unwrap();
         let file = file(dir.path(), FileAccess::Write, None);
-        file.write(2, b"ij").unwrap();
-        file.write(0, b"abcd").unwrap();
-        file.write(1, b"efgh").unwrap();
-        assert_eq!(file.read(1, 4).unwrap(), b"efgh");
-        assert_eq!(file.read(2, 2).unwrap(), b"ij");
+        file.write(2, &Bytes::from_static(b"ij")).unwrap();
+        file.write(0, &Bytes::from_static(b"abcd")).unwrap();
+        file.write(1, &Bytes::from_static(b"efgh")).unwrap();
+        assert_eq!(file.read(1, 4).unwrap()[..], *b"efgh");
+        assert_eq!(file.read(2, 2).unwrap()[..], *b"ij");
         assert!(matches!(file.read(2, 4), Err(CoreError::FileChanged)));
         file.finish(Some(9)).unwrap();
-        assert_eq!(std::fs::read(file.path()).unwrap(), b"abcdefghi");
+        assert_eq!(std::fs::read(file.path().unwrap()).unwrap(), b"abcdefghi");
     }
 
     #[cfg(target_os = "linux")]
@@ -273,15 +193,15 @@ mod tests {
         use std::os::unix::fs::MetadataExt;
         let dir = tempfile::tempdir().unwrap();
         let size = 1 << 16;
-        let file = BlockFile::new(dir.path().join("book"), size, FileAccess::Write, None);
+        let file = BlockFile::on_disk(dir.path().join("book"), size, FileAccess::Write, None);
         for index in 0..4 {
-            file.write(index, &vec![7; size as usize]).unwrap();
+            file.write(index, &vec![7; size as usize].into()).unwrap();
         }
         file.finish(None).unwrap();
-        let before = std::fs::metadata(file.path()).unwrap();
+        let before = std::fs::metadata(file.path().unwrap()).unwrap();
         file.punch(1..3).unwrap();
         file.punch(9..u64::MAX).unwrap();
-        let after = std::fs::metadata(file.path()).unwrap();
+        let after = std::fs::metadata(file.path().unwrap()).unwrap();
         assert_eq!(after.len(), before.len());
         assert_eq!(file.read(0, size as usize).unwrap(), vec![7; size as usize]);
         assert_eq!(file.read(2, size as usize).unwrap(), vec![0; size as usize]);
@@ -295,7 +215,7 @@ mod tests {
         let opened = File::open(dir.path().join("book")).unwrap();
         let stamp = FileStamp::of(&opened).unwrap();
         let file = file(dir.path(), FileAccess::Read, Some(stamp));
-        assert_eq!(file.read(1, 2).unwrap(), b"ef");
+        assert_eq!(file.read(1, 2).unwrap()[..], *b"ef");
         std::fs::write(dir.path().join("book"), b"abcdefg").unwrap();
         assert!(matches!(file.read(1, 2), Err(CoreError::FileChanged)));
     }
@@ -316,5 +236,22 @@ mod tests {
         let file = file(dir.path(), FileAccess::Read, None);
         assert_eq!((file.size_of(0, 6), file.size_of(1, 6), file.size_of(9, 6)), (4, 2, 0));
         assert!(file.fits(2, 6) && file.fits(2, 8) && !file.fits(2, 4) && !file.fits(2, 9));
+    }
+
+    #[test]
+    fn a_file_in_memory_has_the_blocks_that_were_written() {
+        let bytes = Bytes::from_static(b"abcdefghi");
+        let whole = Arc::new(MemoryFile::of(&bytes, 4));
+        let source = BlockFile::in_memory(whole, 4, FileAccess::Read);
+        let copied = Arc::new(MemoryFile::default());
+        let copy = BlockFile::in_memory(Arc::clone(&copied), 4, FileAccess::Write);
+        for (index, size) in [(2, 1), (0, 4), (1, 4)] {
+            copy.write(index, &source.read(index, size).unwrap()).unwrap();
+        }
+        assert_eq!(copied.blocks().concat(), bytes);
+        assert!(matches!(source.read(2, 4), Err(CoreError::FileChanged)));
+        copy.punch(1..2).unwrap();
+        assert!(matches!(copy.read(1, 4), Err(CoreError::FileChanged)));
+        copy.finish(Some(9)).unwrap();
     }
 }

@@ -6,6 +6,7 @@
 pub mod bitfield;
 mod block_file;
 mod core;
+mod disk_file;
 mod error;
 pub mod flat_tree;
 pub mod manifest;
@@ -25,10 +26,11 @@ pub use self::core::{
     Applied, BlockSource, Core, CoreChange, CreateOptions, OpenOptions, Position, Snapshot,
     Verified,
 };
-pub use block_file::{FileAccess, FileStamp};
+pub use block_file::MemoryFile;
+pub use disk_file::{FileAccess, FileStamp};
 pub use error::{ApplyError, CoreError};
 pub use manifest::{Manifest, Prologue, Signer};
 pub use memory::{Damage, MemoryStorage};
 pub use messages::{Data, Node, Request};
-pub use static_core::{BLOCK_SIZE, StaticTree};
+pub use static_core::{BLOCK_SIZE, StaticSource, StaticTree};
 pub use storage::{Storage, StorageError};

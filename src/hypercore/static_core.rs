@@ -12,9 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use blake2b_simd::many::degree;
+use bytes::Bytes;
 
-use super::block_file::{FileStamp, read_exact_at};
+use super::block_file::MemoryFile;
 use super::core::CancelOnDrop;
+use super::disk_file::{FileStamp, read_exact_at};
 use super::error::CoreError;
 use super::manifest::Manifest;
 use super::messages::Node;
@@ -43,13 +45,43 @@ pub struct StaticTree {
     pub byte_length: u64,
     /// All tree nodes, by index.
     pub nodes: Arc<Vec<Node>>,
-    /// The file that was hashed.
-    pub path: PathBuf,
-    /// What it was when it was hashed.
-    pub stamp: FileStamp,
+    /// What was hashed.
+    pub source: StaticSource,
+}
+
+/// What a [`StaticTree`] is of.
+#[derive(Debug, Clone)]
+pub enum StaticSource {
+    /// A file on disk.
+    File {
+        /// Where it is.
+        path: PathBuf,
+        /// What it was when it was hashed.
+        stamp: FileStamp,
+    },
+    /// Bytes in memory.
+    Memory(Arc<MemoryFile>),
 }
 
 impl StaticTree {
+    /// Hashes bytes in memory, at once: for small books.
+    ///
+    /// Fails with [`CoreError::BlockSize`] when there are none.
+    pub fn of_bytes(bytes: &Bytes) -> Result<Self, CoreError> {
+        if bytes.is_empty() {
+            return Err(CoreError::BlockSize(0));
+        }
+        let file = Arc::new(MemoryFile::of(bytes, BLOCK_SIZE));
+        let blocks = file.blocks();
+        let blocks: Vec<(u64, &[u8])> = (0..).zip(blocks.iter().map(|block| &block[..])).collect();
+        let mut tree = Batch::new(Roots::default());
+        for leaf in node::leaves(&blocks) {
+            tree.append_root(leaf).ok_or(CoreError::TooLong)?;
+        }
+        let nodes = tree.found.drain(..).map(|found| found.node).collect();
+        Ok(Self::new(&tree.roots, nodes, StaticSource::Memory(file)))
+    }
+
     /// Hashes the file at `path` on a blocking thread. Dropping the future ends the work soon.
     ///
     /// Fails with [`CoreError::FileChanged`] when the file changes under it, and with
@@ -96,19 +128,22 @@ impl StaticTree {
         if tree.roots.byte_length != stamp.size || FileStamp::of(&file)? != stamp {
             return Err(CoreError::FileChanged);
         }
+        Ok(Self::new(&tree.roots, nodes, StaticSource::File { path, stamp }))
+    }
+
+    fn new(roots: &Roots, mut nodes: Vec<Node>, source: StaticSource) -> Self {
         nodes.sort_unstable_by_key(|node| node.index);
-        let hash = tree.roots.hash();
-        let manifest = Manifest::fixed(hash, tree.roots.length);
-        Ok(Self {
+        let hash = roots.hash();
+        let manifest = Manifest::fixed(hash, roots.length);
+        Self {
             key: manifest.key(),
             manifest,
             hash,
-            length: tree.roots.length,
-            byte_length: tree.roots.byte_length,
+            length: roots.length,
+            byte_length: roots.byte_length,
             nodes: Arc::new(nodes),
-            path,
-            stamp,
-        })
+            source,
+        }
     }
 }
 
@@ -247,6 +282,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn bytes_in_memory_have_the_tree_of_the_file_and_are_served() {
+        let dir = tempfile::tempdir().unwrap();
+        for size in [1, 65_536, 65_537, 65_536 * 9 + 5] {
+            let (file, held) = (built(dir.path(), size).await, Bytes::from(bytes(size)));
+            let tree = StaticTree::of_bytes(&held).unwrap();
+            assert_eq!((tree.key, tree.hash), (file.key, file.hash));
+            assert_eq!((&tree.nodes, tree.length), (&file.nodes, file.length));
+            assert_eq!(tree.byte_length, size as u64);
+            let source = Core::open_static(&MemoryStorage::new(), &tree).await.unwrap();
+            let to = Arc::new(MemoryFile::default());
+            let blocks = BlockSource::Memory {
+                file: Arc::clone(&to),
+                block_size: BLOCK_SIZE,
+                access: FileAccess::Write,
+            };
+            let options = OpenOptions { blocks, ..OpenOptions::default() };
+            let copy = Core::open(&MemoryStorage::new(), tree.key, options).unwrap();
+            copy.apply(&prove(&source, &whole(1))).unwrap();
+            for index in 0..tree.length {
+                copy.apply(&prove(&source, &block(&copy, index))).unwrap();
+            }
+            assert!(copy.is_verified_here());
+            copy.close().await.unwrap();
+            assert_eq!(to.blocks().concat(), held);
+        }
+        assert!(matches!(StaticTree::of_bytes(&Bytes::new()), Err(CoreError::BlockSize(0))));
+    }
+
+    #[tokio::test]
     async fn progress_is_told_up_to_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let size = 3 << 20;
@@ -304,6 +368,7 @@ mod tests {
     async fn a_file_that_changed_is_not_served() {
         let dir = tempfile::tempdir().unwrap();
         let tree = built(dir.path(), 200_000).await;
+        let StaticSource::File { path, stamp } = tree.source.clone() else { panic!("{tree:?}") };
         let storage = MemoryStorage::new();
         let source = Core::open_static(&storage, &tree).await.unwrap();
         let copy = into_file(&MemoryStorage::new(), &source, &dir.path().join("copy"));
@@ -313,9 +378,9 @@ mod tests {
         // The same size and time, other bytes: only the hash tells.
         let mut changed = bytes(200_000);
         changed[150_000] ^= 1;
-        std::fs::write(&tree.path, changed).unwrap();
-        let file = File::options().write(true).open(&tree.path).unwrap();
-        let nanos = u64::try_from(tree.stamp.modified).unwrap();
+        std::fs::write(&path, changed).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        let nanos = u64::try_from(stamp.modified).unwrap();
         let time = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(nanos);
         file.set_modified(time).unwrap();
         assert!(matches!(source.prove(&asked), Err(CoreError::FileChanged)));

@@ -1,6 +1,7 @@
 //! The jobs of incoming transfers: fetching the book's core into a file, checking the whole file,
 //! putting it in its place, and clearing up.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,6 +21,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::hypercore::replicator::{Download, EventKind, Policy};
 use crate::hypercore::{BLOCK_SIZE, Core, CoreError, StaticTree};
 use crate::store::Durability;
+use crate::sync::lock;
 
 /// How often the rate is looked at while nothing arrives.
 const TICK: Duration = Duration::from_secs(1);
@@ -57,8 +59,9 @@ impl Engine {
         book: BookCore,
         stop: &CancellationToken,
     ) -> Result<End> {
-        let core = match self.parts.open(&live.id, &book, &self.shelf, stop).await? {
-            Part::Core(core) => core,
+        let (core, small) = match self.parts.open(&live.id, &book, &self.shelf, stop).await? {
+            Part::Core(core) => (core, None),
+            Part::Held(core, small) => (core, Some(small)),
             Part::Copied => return Ok(End::Whole),
             Part::Stopped => return Ok(End::Stopped),
         };
@@ -97,6 +100,9 @@ impl Engine {
             // What comes next is written down with it.
             closed?;
             live.is_verified.store(core.is_verified_here(), Ordering::Relaxed);
+            *lock(&live.whole) = small;
+        } else if small.is_some() {
+            record.bytes = 0;
         } else if let Err(error) = self.save(&record, Durability::Process).await {
             tracing::warn!(%error, "how much of a book is here could not be written down");
         }
@@ -131,6 +137,13 @@ impl Engine {
         {
             return self.landed(live, &part, path.clone()).await;
         }
+        let small = lock(&live.whole).take();
+        if let Some(small) = small {
+            return match self.land(live, record, small).await? {
+                Some(path) => self.landed(live, &part, path).await,
+                None => Ok(()),
+            };
+        }
         // Fetched in one go, every block was verified as it was written. After a crash, what the disk has is
         // looked at again.
         let is_verified = live.is_verified.swap(false, Ordering::Relaxed)
@@ -144,7 +157,8 @@ impl Engine {
         let (folder, name) = self.target(record);
         loop {
             let (folder, name) = (folder.clone(), name.clone());
-            let path = blocking(move || landing::free_path(&folder, &name)).await?;
+            let path =
+                blocking(move || landing::free_path(&folder, &name, &HashSet::new())).await?;
             let mut record = live.record.lock().await;
             if record.state != State::Verifying {
                 return Ok(());

@@ -1,16 +1,19 @@
 //! What every transfer shares: the live ones, the lines to peers, and the one way to change a state:
 //! written down first, then shown, then acted upon.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rusqlite::Connection;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::held::WholeBook;
+use super::lander::Landings;
+use super::line::{Letter, Line};
 use super::message::Message;
 use super::part::Parts;
 use super::progress::Progress;
@@ -32,6 +35,7 @@ pub(super) struct Engine {
     pub(super) shelf: Shelf,
     pub(super) parts: Parts,
     unsaved: Arc<Mutex<Unsaved>>,
+    pub(super) landings: Mutex<Landings>,
     /// How many transfers have finished; old ones are forgotten once in a while.
     finished: AtomicU32,
     /// Transfers that are not finished, by id.
@@ -66,6 +70,8 @@ pub(super) struct Live {
     pub(super) ticket: Mutex<Option<Ticket>>,
     /// Incoming: every block of the file was verified and written in this run of the program.
     pub(super) is_verified: AtomicBool,
+    /// Incoming: a small book that is whole.
+    pub(super) whole: Mutex<Option<WholeBook>>,
     /// There is an [`Ending`] of it.
     is_ending: AtomicBool,
 }
@@ -92,34 +98,6 @@ pub(super) struct Job {
     pub(super) done: JoinHandle<()>,
 }
 
-/// What there is of one peer while it is or was connected.
-#[derive(Default)]
-pub(super) struct Line {
-    /// Held while the connection comes or goes.
-    pub(super) turn: tokio::sync::Mutex<()>,
-    link: Mutex<Option<Link>>,
-    /// Whether somebody waits for the turn to ask for what is queued.
-    pub(super) is_to_ask: AtomicBool,
-    /// Outgoing transfers that may flow now.
-    slots: Mutex<HashSet<String>>,
-}
-
-/// The open `alex/p2p` channel of a peer.
-#[derive(Clone)]
-pub(super) struct Link {
-    pub(super) number: u64,
-    pub(super) outbox: mpsc::Sender<Letter>,
-    /// Ends the channel.
-    pub(super) hang_up: CancellationToken,
-}
-
-/// A message on its way out.
-pub(super) struct Letter {
-    pub(super) message: Message,
-    /// The transfer whose end the peer knows once this is sent.
-    pub(super) tells: Option<String>,
-}
-
 impl Live {
     fn new(record: Record) -> Self {
         Self {
@@ -129,6 +107,7 @@ impl Live {
             job: Mutex::default(),
             ticket: Mutex::default(),
             is_verified: AtomicBool::new(false),
+            whole: Mutex::default(),
             is_ending: AtomicBool::new(false),
         }
     }
@@ -184,6 +163,7 @@ impl Engine {
             shelf,
             parts,
             unsaved: Arc::default(),
+            landings: Mutex::default(),
             finished: AtomicU32::new(0),
             live: Mutex::default(),
             lines: Mutex::default(),
@@ -197,7 +177,8 @@ impl Engine {
     pub(super) async fn load(self: &Arc<Self>) -> Result<()> {
         self.parts.sweep().await?;
         for mut record in self.options.database.read(table::unfinished)? {
-            if matches!(record.state, State::Requested | State::Transferring) {
+            let is_lost = record.state == State::Verifying && !self.is_here(&record);
+            if is_lost || matches!(record.state, State::Requested | State::Transferring) {
                 record.state = State::Queued;
                 self.save(&record, Durability::Power).await?;
             }
@@ -209,6 +190,11 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Whether a file is there of a book that was whole: a small one may have been in memory only.
+    fn is_here(&self, record: &Record) -> bool {
+        self.parts.path(&record.id).exists() || record.path.as_ref().is_some_and(|p| p.exists())
     }
 
     pub(super) fn check_open(&self) -> Result<()> {
@@ -227,6 +213,20 @@ impl Engine {
                 table::prune(transaction, record.direction, &record.peer)?;
             }
             Ok::<_, StoreError>(())
+        });
+        Ok(write.await?)
+    }
+
+    /// Writes unfinished records down, to survive power loss. Their locks are held.
+    pub(super) async fn save_all(&self, records: Vec<Record>) -> Result<()> {
+        {
+            let mut unsaved = lock(&self.unsaved);
+            for record in &records {
+                unsaved.records.remove(&record.id);
+            }
+        }
+        let write = self.options.database.write(move |transaction| {
+            records.iter().try_for_each(|record| table::put(transaction, record))
         });
         Ok(write.await?)
     }
@@ -396,13 +396,12 @@ impl Engine {
 
     /// Whether the peer's channel is open.
     pub(super) fn is_linked(&self, peer: &PublicKey) -> bool {
-        lock(&self.line(peer).link).is_some()
+        self.line(peer).link().is_some()
     }
 
     /// Sends a message if the peer is connected. A peer that does not read its messages is hung up on.
     pub(super) fn send(&self, peer: &PublicKey, message: Message, tells: Option<String>) {
-        let link = lock(&self.line(peer).link).clone();
-        let Some(link) = link else { return };
+        let Some(link) = self.line(peer).link() else { return };
         if link.outbox.try_send(Letter { message, tells }).is_err() {
             link.hang_up.cancel();
         }
@@ -455,45 +454,5 @@ impl Engine {
         self.tasks.close();
         self.tasks.wait().await;
         self.shelf.close().await;
-    }
-}
-
-impl Line {
-    /// Makes `link` the peer's. Gives back the one before it.
-    pub(super) fn connect(&self, link: Link) -> Option<Link> {
-        lock(&self.link).replace(link)
-    }
-
-    /// Forgets the link with that number. False when another has taken its place.
-    pub(super) fn disconnect(&self, number: u64) -> bool {
-        let mut link = lock(&self.link);
-        let is_it = link.as_ref().is_some_and(|link| link.number == number);
-        if is_it {
-            *link = None;
-        }
-        is_it
-    }
-
-    /// Whether one of `at_once` slots is free.
-    pub(super) fn has_free_slot(&self, at_once: usize) -> bool {
-        lock(&self.slots).len() < at_once
-    }
-
-    /// Takes one of `at_once` slots for a transfer.
-    pub(super) fn take_slot(&self, id: &str, at_once: usize) -> bool {
-        let mut slots = lock(&self.slots);
-        if slots.contains(id) {
-            return true;
-        }
-        let free = slots.len() < at_once;
-        if free {
-            slots.insert(id.to_owned());
-        }
-        free
-    }
-
-    /// Gives a slot back.
-    pub(super) fn free_slot(&self, id: &str) -> bool {
-        lock(&self.slots).remove(id)
     }
 }

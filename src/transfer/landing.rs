@@ -1,5 +1,6 @@
 //! A whole, verified file goes to its place: synced, under a safe name, never over another file.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -35,12 +36,22 @@ pub(super) fn target(
     }
 }
 
-/// The first of `name`, `name (2)`, … that does not exist in `folder`. Creates the folder.
-pub(super) fn free_path(folder: &Path, name: &str) -> io::Result<PathBuf> {
-    fs::create_dir_all(folder)?;
+/// The first of `name`, `name (2)`, … that does not exist in `folder` and is not `taken`. Creates the folder.
+pub(super) fn free_path(
+    folder: &Path,
+    name: &str,
+    taken: &HashSet<PathBuf>,
+) -> io::Result<PathBuf> {
+    if !folder.is_dir() {
+        fs::create_dir_all(folder)?;
+    }
+    let is_free = |path: &PathBuf| {
+        !taken.contains(path)
+            && fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+    };
     (1..=MAX_NAMES)
         .map(|n| folder.join(filename::numbered(name, n)))
-        .find(|path| fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound))
+        .find(is_free)
         .ok_or_else(|| io::Error::new(io::ErrorKind::AlreadyExists, "every name is taken"))
 }
 
@@ -48,6 +59,12 @@ pub(super) fn free_path(folder: &Path, name: &str) -> io::Result<PathBuf> {
 /// [`io::ErrorKind::AlreadyExists`] rather than replace a file.
 pub(super) fn place(part: &Path, path: &Path) -> io::Result<()> {
     sync(part)?;
+    move_to(part, path)?;
+    sync_folder(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// As [`place`] for a file that was synced and a folder that will be.
+pub(super) fn move_to(part: &Path, path: &Path) -> io::Result<()> {
     match move_new(part, path) {
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
             let near = near_path(part, path);
@@ -57,11 +74,10 @@ pub(super) fn place(part: &Path, path: &Path) -> io::Result<()> {
                 let _ = fs::remove_file(&near);
             }
             copied?;
-            fs::remove_file(part)?;
+            fs::remove_file(part)
         }
-        other => other?,
+        other => other,
     }
-    sync_folder(path)
 }
 
 /// A hidden file beside `path`, named after the transfer.
@@ -76,9 +92,26 @@ fn copy_synced(from: &Path, to: &Path) -> io::Result<()> {
     sync(to)
 }
 
-/// Renames without replacing. A hard link is the one portable way that cannot race; file systems
-/// without links get a check and a rename.
+/// Renames without replacing.
+#[cfg(target_os = "linux")]
 fn move_new(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // The file system cannot do that.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => link_new(from, to),
+        other => Ok(other?),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn move_new(from: &Path, to: &Path) -> io::Result<()> {
+    link_new(from, to)
+}
+
+/// A hard link is the one portable way that cannot race; file systems without links get a check and a
+/// rename.
+fn link_new(from: &Path, to: &Path) -> io::Result<()> {
     match fs::hard_link(from, to) {
         Ok(()) => fs::remove_file(from),
         Err(error)
@@ -102,13 +135,14 @@ fn sync(path: &Path) -> io::Result<()> {
     File::options().read(true).write(true).open(path)?.sync_all()
 }
 
+/// Brings the names in a folder to disk.
 #[cfg(unix)]
-fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }
 
 #[cfg(not(unix))]
-fn sync_folder(_path: &Path) -> io::Result<()> {
+pub(super) fn sync_folder(_folder: &Path) -> io::Result<()> {
     Ok(()) // there is no such call; NTFS journals the name
 }
 
@@ -137,10 +171,27 @@ mod tests {
         file(&taken, "old");
         let refused = place(&part, &taken).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
-        let free = free_path(dir.path(), "a.epub").unwrap();
+        let mut taken_too = HashSet::new();
+        let free = free_path(dir.path(), "a.epub", &taken_too).unwrap();
         assert_eq!(free.file_name().unwrap(), "a (2).epub");
+        taken_too.insert(free.clone());
+        let next = free_path(dir.path(), "a.epub", &taken_too).unwrap();
+        assert_eq!(next.file_name().unwrap(), "a (3).epub");
         place(&part, &free).unwrap();
         assert_eq!(fs::read_to_string(&taken).unwrap(), "old");
+        assert_eq!(fs::read_to_string(&free).unwrap(), "new");
+        assert!(!part.exists());
+    }
+
+    #[test]
+    fn a_file_system_that_only_links_never_replaces_either() {
+        let dir = tempfile::tempdir().unwrap();
+        let (part, taken) = (dir.path().join("x.part"), dir.path().join("a.epub"));
+        file(&part, "new");
+        file(&taken, "old");
+        assert_eq!(link_new(&part, &taken).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        let free = dir.path().join("b.epub");
+        link_new(&part, &free).unwrap();
         assert_eq!(fs::read_to_string(&free).unwrap(), "new");
         assert!(!part.exists());
     }
@@ -150,7 +201,7 @@ mod tests {
     fn a_dangling_link_counts_as_taken() {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/nowhere", dir.path().join("a.epub")).unwrap();
-        let free = free_path(dir.path(), "a.epub").unwrap();
+        let free = free_path(dir.path(), "a.epub", &HashSet::new()).unwrap();
         assert_eq!(free.file_name().unwrap(), "a (2).epub");
     }
 

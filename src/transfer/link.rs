@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::engine::{Engine, Letter, Line, Link};
+use super::engine::Engine;
+use super::line::{Letter, Line, Link};
 use super::message::{Hello, MAX_MESSAGE_BYTES, Message, PROTOCOL};
 use super::state::Direction;
 use super::turns::Turns;

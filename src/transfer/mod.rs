@@ -3,18 +3,22 @@
 //! | file | idea |
 //! |---|---|
 //! | `handle.rs` | transfers as a program sees them |
-//! | `message.rs`, `link.rs` | the messages of `alex/p2p`; its channel on a connection |
+//! | `message.rs`, `link.rs`, `line.rs` | the messages of `alex/p2p`; its channel on a connection; the peer's line |
 //! | `state.rs`, `engine.rs` | a transfer's life; how its state changes |
-//! | `receiving.rs`, `download.rs`, `part.rs`, `landing.rs`, `filename.rs` | the receiving side |
+//! | `receiving.rs`, `download.rs`, `part.rs`, `landing.rs`, `lander.rs`, `filename.rs` | the receiving side |
 //! | `sending.rs`, `shelf.rs`, `library.rs`, `policy.rs` | the sending side |
+//! | `held.rs` | small books, which go through memory |
 //! | `turns.rs`, `record.rs`, `table.rs` | one after the other; a transfer written down |
 
 mod download;
 mod engine;
 mod filename;
 mod handle;
+mod held;
+mod lander;
 mod landing;
 mod library;
+mod line;
 mod link;
 pub mod message;
 mod options;

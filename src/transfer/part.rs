@@ -11,6 +11,7 @@ use std::time::Duration;
 use rusqlite::{OptionalExtension, params};
 use tokio_util::sync::CancellationToken;
 
+use super::held::{Held, HeldStorage, Room, WholeBook};
 use super::message::BookCore;
 use super::shelf::Shelf;
 use super::state::State;
@@ -19,7 +20,8 @@ use crate::crypto::{Hash, discovery_key};
 use crate::error::Result;
 use crate::hypercore::storage::StorageErrorKind;
 use crate::hypercore::{
-    BLOCK_SIZE, BlockSource, Core, CoreError, FileAccess, Manifest, OpenOptions, Storage,
+    BLOCK_SIZE, BlockSource, Core, CoreError, FileAccess, Manifest, MemoryFile, OpenOptions,
+    Storage,
 };
 use crate::store::{Database, Durability, StoreError};
 
@@ -31,12 +33,15 @@ pub(super) struct Parts {
     database: Database,
     storage: Arc<dyn Storage>,
     folder: PathBuf,
+    room: Room,
 }
 
 /// What a download begins with.
 pub(super) enum Part {
     /// The core over the partial file.
     Core(Core),
+    /// The core of a small book, and the memory it comes into.
+    Held(Core, WholeBook),
     /// This node offers the same bytes: the file was copied and is whole.
     Copied,
     /// Told to stop while it waited for another transfer of the same book.
@@ -51,7 +56,7 @@ impl Parts {
         folder: PathBuf,
     ) -> std::io::Result<Self> {
         std::fs::create_dir_all(&folder)?;
-        Ok(Self { database, storage, folder })
+        Ok(Self { database, storage, folder, room: Room::default() })
     }
 
     /// Where the partial file of a transfer is.
@@ -69,9 +74,15 @@ impl Parts {
     ) -> Result<Part> {
         let path = self.path(transfer);
         loop {
-            match self.try_open(transfer, &path, book).await {
+            // What was begun in a file goes on there.
+            let held = if path.exists() { None } else { self.room.take(book.byte_length) };
+            let opened = match held {
+                Some(held) => self.open_held(held, book),
+                None => self.try_open(transfer, &path, book).await.map(Part::Core),
+            };
+            match opened {
                 Err(CoreError::AlreadyOpen) => {}
-                opened => return Ok(Part::Core(opened?)),
+                opened => return Ok(opened?),
             }
             if let Some(offered) = shelf.path_of(&book.key).await {
                 tokio::fs::copy(offered, &path).await?;
@@ -82,6 +93,21 @@ impl Parts {
                 () = stop.cancelled() => return Ok(Part::Stopped),
             }
         }
+    }
+
+    fn open_held(&self, held: Held, book: &BookCore) -> Result<Part, CoreError> {
+        let file = Arc::new(MemoryFile::default());
+        let options = OpenOptions {
+            manifest: Some(Manifest::fixed(book.hash, book.length)),
+            writer: None,
+            blocks: BlockSource::Memory {
+                file: Arc::clone(&file),
+                block_size: BLOCK_SIZE,
+                access: FileAccess::Write,
+            },
+        };
+        let core = Core::open(&HeldStorage { names: &*self.storage }, book.key, options)?;
+        Ok(Part::Held(core, WholeBook { file, _held: held }))
     }
 
     async fn try_open(

@@ -10,6 +10,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use rusqlite::{OptionalExtension, params};
 use tokio::io::AsyncWriteExt;
 
+use super::held::{self, Held, HeldStorage, Room};
 use super::library::{BookSource, Provided};
 use super::message::BookCore;
 use super::part::disown;
@@ -66,6 +67,8 @@ pub(super) struct Shelf {
     open: tokio::sync::Mutex<HashMap<Hash, OpenBook>>,
     /// How many files are hashed at a time.
     hashing: tokio::sync::Semaphore,
+    /// For small books that are open.
+    room: Room,
 }
 
 struct OpenBook {
@@ -75,6 +78,8 @@ struct OpenBook {
     tickets: HashSet<u64>,
     /// A file that was written for this and goes with it.
     spooled: Option<PathBuf>,
+    /// A small book is in memory.
+    _held: Option<Held>,
 }
 
 /// Files are hashed on two threads each; several at once keep those busy while others wait for the disk.
@@ -110,6 +115,7 @@ impl Shelf {
             next_ticket: AtomicU64::new(0),
             open: tokio::sync::Mutex::default(),
             hashing: tokio::sync::Semaphore::new(HASHED_AT_ONCE),
+            room: Room::default(),
         })
     }
 
@@ -127,6 +133,9 @@ impl Shelf {
     async fn prepare_file(&self, path: &Path, is_spooled: bool) -> Result<Ticket> {
         let _turn = self.hashing.acquire().await.map_err(|_| Error::closed())?;
         let stamp = stamp(path, self.max_book_bytes)?;
+        if let Some(held) = self.room.take(stamp.0) {
+            return self.prepare_small(path, is_spooled, stamp.0, held).await;
+        }
         let known = if is_spooled { None } else { self.known(path, stamp)? };
         let mut open = self.open.lock().await;
         if let Some(book) = known
@@ -140,12 +149,7 @@ impl Shelf {
             None => {
                 drop(open);
                 let tree = StaticTree::build(path, None).await?;
-                let book = BookCore {
-                    key: tree.key,
-                    hash: tree.hash,
-                    length: tree.length,
-                    byte_length: tree.byte_length,
-                };
+                let book = core_of(&tree);
                 open = self.open.lock().await;
                 if let Some(entry) = open.get_mut(&book.key) {
                     if is_spooled {
@@ -166,6 +170,44 @@ impl Shelf {
                 (book, core)
             }
         };
+        let spooled = is_spooled.then(|| path.to_owned());
+        Ok(self.offer(&mut open, book, core, path, spooled, None))
+    }
+
+    /// As [`Shelf::prepare_file`], through memory. Neither the tree nor the key is worth keeping.
+    async fn prepare_small(
+        &self,
+        path: &Path,
+        is_spooled: bool,
+        size: u64,
+        held: Held,
+    ) -> Result<Ticket> {
+        let from = path.to_owned();
+        let tree = crate::tasks::blocking(move || held::tree_of(&from, size)).await;
+        let tree = tree.map_err(|_| Error::closed())??;
+        let book = core_of(&tree);
+        let mut open = self.open.lock().await;
+        if let Some(entry) = open.get_mut(&book.key) {
+            if is_spooled {
+                remove_quietly(path);
+            }
+            return Ok(self.ticket(entry, book));
+        }
+        let core = Core::open_static(&HeldStorage { names: &*self.storage }, &tree).await?;
+        let spooled = is_spooled.then(|| path.to_owned());
+        Ok(self.offer(&mut open, book, core, path, spooled, Some(held)))
+    }
+
+    /// Has a core ready for whoever gets a grant.
+    fn offer(
+        &self,
+        open: &mut HashMap<Hash, OpenBook>,
+        book: BookCore,
+        core: Core,
+        path: &Path,
+        spooled: Option<PathBuf>,
+        held: Option<Held>,
+    ) -> Ticket {
         let (grants, key) = (Arc::clone(&self.grants), book.key);
         let admits: Arc<dyn Fn(&PublicKey) -> bool + Send + Sync> =
             Arc::new(move |peer| grants.allows(peer, &key));
@@ -177,9 +219,10 @@ impl Shelf {
             handle,
             path: path.to_owned(),
             tickets: HashSet::new(),
-            spooled: is_spooled.then(|| path.to_owned()),
+            spooled,
+            _held: held,
         });
-        Ok(self.ticket(entry, book))
+        self.ticket(entry, book)
     }
 
     fn ticket(&self, entry: &mut OpenBook, book: BookCore) -> Ticket {
@@ -325,6 +368,10 @@ impl OpenBook {
             remove_quietly(&path);
         }
     }
+}
+
+fn core_of(tree: &StaticTree) -> BookCore {
+    BookCore { key: tree.key, hash: tree.hash, length: tree.length, byte_length: tree.byte_length }
 }
 
 /// Size and time of change in nanoseconds, by which a file is known again.

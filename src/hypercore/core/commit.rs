@@ -200,7 +200,9 @@ async fn store(
     pending: &Arc<Pending>,
     commit: Commit,
 ) -> Result<(), CoreError> {
-    if inner.file.is_some() && !pending.blocks.is_empty() {
+    if let Some(file) = inner.file.as_ref().filter(|file| file.is_in_memory()) {
+        pending.blocks.iter().try_for_each(|(index, block)| file.write(*index, block))?;
+    } else if inner.file.is_some() && !pending.blocks.is_empty() {
         let (writing, pending) = (Arc::clone(inner), Arc::clone(pending));
         blocking(move || {
             let Some(file) = &writing.file else { return Ok(()) };

@@ -19,7 +19,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::block_file::FileAccess;
+use super::block_file::{BlockFile, MemoryFile};
+use super::disk_file::FileAccess;
 use super::manifest::Manifest;
 use crate::crypto::{Hash, KeyPair};
 
@@ -49,6 +50,15 @@ pub enum BlockSource {
         /// Bytes a block; only the last one is shorter. [`super::BLOCK_SIZE`] for books.
         block_size: u64,
         /// Whether blocks are only read from the file or also written to it.
+        access: FileAccess,
+    },
+    /// In memory, as in a file; gone with it.
+    Memory {
+        /// The bytes.
+        file: Arc<MemoryFile>,
+        /// Bytes a block; only the last one is shorter.
+        block_size: u64,
+        /// Whether blocks are only read or also written.
         access: FileAccess,
     },
 }
@@ -220,10 +230,15 @@ impl Core {
         self.locked(|state| state.bits.words(start, count))
     }
 
-    /// The file whose bytes are the blocks, if there is one.
+    /// Whether its blocks are in memory, so that reading them takes no time.
+    pub(in crate::hypercore) fn is_in_memory(&self) -> bool {
+        self.inner.file.as_ref().is_some_and(BlockFile::is_in_memory)
+    }
+
+    /// The file on disk whose bytes are the blocks, if there is one.
     #[must_use]
     pub fn path(&self) -> Option<&std::path::Path> {
-        self.inner.file.as_ref().map(super::block_file::BlockFile::path)
+        self.inner.file.as_ref().and_then(BlockFile::path)
     }
 }
 

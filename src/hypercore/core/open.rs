@@ -9,11 +9,12 @@ use super::state::{Appends, Inner, Known, Pending, State};
 use super::{BlockSource, Core, CreateOptions, OpenOptions};
 use crate::crypto::{Hash, KeyPair, discovery_key};
 use crate::hypercore::bitfield::Bitfield;
-use crate::hypercore::block_file::{BlockFile, FileAccess};
+use crate::hypercore::block_file::BlockFile;
+use crate::hypercore::disk_file::FileAccess;
 use crate::hypercore::error::CoreError;
 use crate::hypercore::manifest::Manifest;
 use crate::hypercore::messages::Node;
-use crate::hypercore::static_core::{BLOCK_SIZE, StaticTree};
+use crate::hypercore::static_core::{BLOCK_SIZE, StaticSource, StaticTree};
 use crate::hypercore::storage::{
     Commit, CoreStorage, Header, MAX_LENGTH, Storage, StorageError, StorageErrorKind, Survives,
 };
@@ -49,7 +50,10 @@ impl Core {
         let file = match &options.blocks {
             BlockSource::Storage => None,
             BlockSource::File { path, block_size, access } => {
-                Some(BlockFile::new(path.clone(), *block_size, *access, None))
+                Some(BlockFile::on_disk(path.clone(), *block_size, *access, None))
+            }
+            BlockSource::Memory { file, block_size, access } => {
+                Some(BlockFile::in_memory(Arc::clone(file), *block_size, *access))
             }
         };
         Self::open_in(open_place(storage, &key)?, key, options, file)
@@ -60,8 +64,14 @@ impl Core {
     /// The file is read as long as it is what was hashed; afterwards reads fail with
     /// [`CoreError::FileChanged`]. Cancelled, it may or may not be stored.
     pub async fn open_static(storage: &dyn Storage, tree: &StaticTree) -> Result<Self, CoreError> {
-        let file =
-            BlockFile::new(tree.path.clone(), BLOCK_SIZE, FileAccess::Read, Some(tree.stamp));
+        let file = match &tree.source {
+            StaticSource::File { path, stamp } => {
+                BlockFile::on_disk(path.clone(), BLOCK_SIZE, FileAccess::Read, Some(*stamp))
+            }
+            StaticSource::Memory(file) => {
+                BlockFile::in_memory(Arc::clone(file), BLOCK_SIZE, FileAccess::Read)
+            }
+        };
         let place = open_place(storage, &tree.key)?;
         let complete = match place.header()? {
             Some(header) if header.length == tree.length => {

@@ -330,7 +330,8 @@ async fn prove(
         .map(|(request, _)| request.clone())
         .collect();
     let average = core.byte_length() / core.length().max(1);
-    let mut proofs = if average.saturating_mul(asked.len() as u64) < INLINE_BYTES as u64 {
+    let is_small = average.saturating_mul(asked.len() as u64) < INLINE_BYTES as u64;
+    let mut proofs = if is_small || core.is_in_memory() {
         core.prove_all(&asked)
     } else {
         let core = core.clone();
