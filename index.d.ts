@@ -139,7 +139,7 @@ export interface RelayOptions {
 export interface Limits {
   /** Requests that a peer may have open here, and this server there; 16 by default. */
   openRequests: number
-  /** Books that flow to one peer at once; further ones wait. 8 by default. */
+  /** Books that flow to one peer at once; further ones wait. 8 by default. Books of up to 512 KiB do not count. */
   transfersAtOnce: number
   /** The largest book, in bytes; 4 GiB by default. */
   bookBytes: number

@@ -61,6 +61,9 @@ const PRUNE_EVERY: u32 = 32;
 /// One transfer that is not finished.
 pub(super) struct Live {
     pub(super) id: String,
+    peer: PublicKey,
+    direction: Direction,
+    created_at: u64,
     /// Held while the state changes.
     pub(super) record: tokio::sync::Mutex<Record>,
     pub(super) info: watch::Sender<TransferInfo>,
@@ -102,6 +105,9 @@ impl Live {
     fn new(record: Record) -> Self {
         Self {
             id: record.id.clone(),
+            peer: record.peer,
+            direction: record.direction,
+            created_at: record.created_at,
             info: watch::Sender::new(record.info()),
             record: tokio::sync::Mutex::new(record),
             job: Mutex::default(),
@@ -120,9 +126,13 @@ impl Live {
     }
 
     /// Whether it is an unfinished transfer with this peer.
-    fn is_with(&self, peer: &str, direction: Direction) -> bool {
-        let info = self.info.borrow();
-        info.peer == peer && info.direction == direction && !info.state.is_terminal()
+    fn is_with(&self, peer: &PublicKey, direction: Direction) -> bool {
+        (self.peer, self.direction) == (*peer, direction) && !self.info.borrow().state.is_terminal()
+    }
+
+    /// Orders transfers by when they began.
+    pub(super) fn age(&self) -> (u64, &str) {
+        (self.created_at, &self.id)
     }
 
     /// Stops the job, and gives it to be waited for.
@@ -265,7 +275,7 @@ impl Engine {
         limit: usize,
         record: Record,
     ) -> Result<Option<Arc<Live>>> {
-        let (peer, added) = (record.peer.to_z32(), Arc::new(Live::new(record)));
+        let (peer, added) = (record.peer, Arc::new(Live::new(record)));
         // Whoever finds it before it is written down waits.
         let record = added.record.lock().await;
         {
@@ -321,12 +331,22 @@ impl Engine {
 
     /// The unfinished transfers with a peer, the oldest first.
     pub(super) fn with_peer(&self, peer: &PublicKey, direction: Direction) -> Vec<Arc<Live>> {
-        let key = peer.to_z32();
         let live = lock(&self.live);
-        let mut found: Vec<_> =
-            live.values().filter(|live| live.is_with(&key, direction)).cloned().collect();
-        found.sort_by_cached_key(|live| (live.info.borrow().created_at, live.id.clone()));
+        let is_wanted = |live: &&Arc<Live>| live.is_with(peer, direction);
+        let mut found: Vec<_> = live.values().filter(is_wanted).cloned().collect();
+        found.sort_unstable_by(|a, b| a.age().cmp(&b.age()));
         found
+    }
+
+    /// The unfinished transfers with a peer, in no order: those that are queued, and the others.
+    pub(super) fn queued_and_open(
+        &self,
+        peer: &PublicKey,
+        direction: Direction,
+    ) -> (Vec<Arc<Live>>, Vec<Arc<Live>>) {
+        let live = lock(&self.live);
+        let found = live.values().filter(|live| live.is_with(peer, direction)).cloned();
+        found.partition(|live| live.info.borrow().state == State::Queued)
     }
 
     /// Moves a transfer on: first in the database, unless it need not survive, then for everybody to see.
@@ -412,7 +432,9 @@ impl Engine {
         let database = self.options.database.clone();
         self.spawn(async move {
             let write = database.write_with(Durability::Process, move |transaction| {
-                transaction.execute("UPDATE transfers SET told = 1 WHERE id = ?1", [id])?;
+                transaction
+                    .prepare_cached("UPDATE transfers SET told = 1 WHERE id = ?1")?
+                    .execute([id])?;
                 Ok::<_, StoreError>(())
             });
             if let Err(error) = write.await {

@@ -44,7 +44,7 @@ pub struct TransferOptions {
 pub struct TransferLimits {
     /// How many requests a peer may have open here, and we there.
     pub open_requests: usize,
-    /// How many books flow to one peer at once; further ones wait.
+    /// How many books flow to one peer at once; further ones wait. Books of up to 512 KiB do not count.
     pub transfers_at_once: usize,
     /// The largest book, in bytes.
     pub book_bytes: u64,

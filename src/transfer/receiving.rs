@@ -234,7 +234,11 @@ impl Engine {
             self.discard(live.take_job(), &before).await;
         }
         // A book may be asked for before its catalog has arrived.
-        let described = self.options.library.of(&before.peer, &before.book_id).ok().flatten();
+        let is_known = before.book.size_bytes.is_some();
+        let described = match is_known {
+            true => None,
+            false => self.options.library.of(&before.peer, &before.book_id).ok().flatten(),
+        };
         self.incoming_hear(live, Incoming::Granted, |record| {
             if let Some(book) = described {
                 record.book = book;
@@ -291,22 +295,16 @@ impl Engine {
         if !self.is_linked(&peer) {
             return;
         }
-        let all = self.with_peer(&peer, Direction::Incoming);
         // The sender may hold a paused one open, too, and one that is being verified until it hears.
-        let is_open = |state: State| state != State::Queued;
-        let mut open = all.iter().filter(|live| is_open(live.info.borrow().state)).count();
+        let (queued, open) = self.queued_and_open(&peer, Direction::Incoming);
+        let free = self.options.limits.open_requests.saturating_sub(open.len());
+        let is_unanswered = |live: &Arc<Live>| {
+            matches!(live.info.borrow().state, State::AwaitingApproval | State::Requested)
+        };
+        let unanswered = open.into_iter().filter(|live| again && is_unanswered(live));
         // Together, for the database writes in one go what comes at one time.
         let mut asking = JoinSet::new();
-        for live in all {
-            let state = live.info.borrow().state;
-            if state == State::Queued {
-                if open >= self.options.limits.open_requests {
-                    continue;
-                }
-                open += 1;
-            } else if !again || !matches!(state, State::AwaitingApproval | State::Requested) {
-                continue;
-            }
+        for live in unanswered.chain(oldest(queued, free)) {
             let engine = Arc::clone(self);
             asking
                 .spawn(async move { engine.incoming_hear(&live, Incoming::LinkUp, |_| {}).await });
@@ -357,6 +355,16 @@ impl Engine {
     pub(super) async fn incoming_unlinked(self: &Arc<Self>, live: &Arc<Live>) {
         self.incoming_hear(live, Incoming::LinkDown, |_| {}).await;
     }
+}
+
+/// The oldest transfers, in order. Of thousands that wait, only a few are looked for at a time.
+fn oldest(mut transfers: Vec<Arc<Live>>, count: usize) -> Vec<Arc<Live>> {
+    if count < transfers.len() {
+        transfers.select_nth_unstable_by(count, |a, b| a.age().cmp(&b.age()));
+        transfers.truncate(count);
+    }
+    transfers.sort_unstable_by(|a, b| a.age().cmp(&b.age()));
+    transfers
 }
 
 /// Notes an error in a record.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::engine::{Ending, Engine, Live};
+use super::held::SMALL_BOOK;
 use super::message::{Cancel, Done, Message, Reply, Request, Status};
 use super::policy::Policy;
 use super::progress::Meter;
@@ -135,27 +136,26 @@ impl Engine {
         }
     }
 
-    /// Hashes and opens the book, then lets it flow or wait for a slot.
+    /// Hashes and opens the book, then lets it flow or wait for a slot. Small books need none: they are on
+    /// their way to the disk over there longer than they flow.
     fn spawn_preparation(self: &Arc<Self>, live: &Arc<Live>, record: &Record) {
         let (peer, book_id) = (record.peer, record.book_id.clone());
+        let seems_small = (1..=SMALL_BOOK).contains(&record.total());
         self.start_job(live, move |engine, live, stop| async move {
             let at_once = engine.options.limits.transfers_at_once;
-            if !engine.line(&peer).take_slot(&live.id, at_once) {
-                let waits = |record: &mut Record| {
-                    record.reason = Some("waiting for other transfers to end".into());
-                };
-                engine.outgoing_hear(&live, Outgoing::NoSlot, waits).await;
-                // One may have become free before this transfer was seen to wait for it.
-                if engine.line(&peer).has_free_slot(at_once) {
-                    engine.spawn_next(peer);
-                }
-                return;
+            let takes_slot = || engine.line(&peer).take_slot(&live.id, at_once);
+            if !seems_small && !takes_slot() {
+                return engine.wait_for_slot(&live, peer).await;
             }
             let prepared = tokio::select! {
                 prepared = engine.prepare(&book_id) => prepared,
                 () = stop.cancelled() => return engine.give_slot_back(&live, peer),
             };
             match prepared {
+                Ok(ticket) if ticket.book.byte_length > SMALL_BOOK && !takes_slot() => {
+                    engine.shelf.release(ticket).await;
+                    engine.wait_for_slot(&live, peer).await;
+                }
                 Ok(ticket) => engine.prepared(&live, peer, ticket, &stop).await,
                 Err(error) => {
                     engine.give_slot_back(&live, peer);
@@ -167,6 +167,17 @@ impl Engine {
                 }
             }
         });
+    }
+
+    async fn wait_for_slot(self: &Arc<Self>, live: &Arc<Live>, peer: PublicKey) {
+        let waits = |record: &mut Record| {
+            record.reason = Some("waiting for other transfers to end".into());
+        };
+        self.outgoing_hear(live, Outgoing::NoSlot, waits).await;
+        // One may have become free before this transfer was seen to wait for it.
+        if self.line(&peer).has_free_slot(self.options.limits.transfers_at_once) {
+            self.spawn_next(peer);
+        }
     }
 
     async fn prepare(&self, book_id: &str) -> Result<Ticket> {

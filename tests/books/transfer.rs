@@ -305,7 +305,7 @@ async fn more_books_than_slots_and_open_requests_all_arrive() {
     let limits = TransferLimits { open_requests: 4, transfers_at_once: 2, ..Default::default() };
     let a = Server::start_with(&a_disk, Policy::AutoAccept, limits).await;
     for n in 0..10u64 {
-        let file = a_disk.file(&format!("{n}.epub"), 300_000 + n as usize, n + 1);
+        let file = a_disk.file(&format!("{n}.epub"), 600_000 + n as usize, n + 1);
         a.publish(&format!("book {n}"), &file).await;
     }
     // The receiver thinks that it may ask for more at once.

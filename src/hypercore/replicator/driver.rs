@@ -30,6 +30,8 @@ const BATCH_BYTES: usize = 256 << 10;
 const ANSWER_BYTES: usize = 128 << 10;
 /// From so many bytes on, reading and hashing is not done on the threads of the network.
 const INLINE_BYTES: usize = 32 << 10;
+/// From so many on, hashing what is in memory: two blocks of a book take less than going elsewhere.
+const INLINE_HASHED_BYTES: usize = (128 << 10) + 1;
 /// After so many requests that cannot be, the peer is dropped (as in npm hypercore).
 const MAX_INVALID_REQUESTS: u32 = 64;
 
@@ -117,7 +119,7 @@ async fn take(
 /// `None` when the runtime shuts down.
 async fn hashed(deliveries: Vec<Delivery>) -> Option<(Vec<Delivery>, Vec<Option<Node>>)> {
     let bytes = |delivery: &Delivery| delivery.data.block.as_ref().map_or(0, |b| b.value.len());
-    let is_small = deliveries.iter().map(bytes).sum::<usize>() < INLINE_BYTES;
+    let is_small = deliveries.iter().map(bytes).sum::<usize>() < INLINE_HASHED_BYTES;
     let hash = move || {
         let leaves = Core::leaves(deliveries.iter().map(|delivery| &delivery.data));
         (deliveries, leaves)
