@@ -137,6 +137,8 @@ impl Incoming {
     pub(super) fn survives(self) -> Option<Durability> {
         match self {
             Self::LinkUp | Self::Granted | Self::Pending | Self::AllBlocks => None,
+            // The file, and where it is, survive already: after a loss of power it is found there.
+            Self::Landed => Some(Durability::Process),
             _ => Some(Durability::Power),
         }
     }
