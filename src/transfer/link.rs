@@ -9,9 +9,13 @@ use tokio::task::JoinSet;
 
 use super::engine::{Engine, Letter, Line, Link};
 use super::message::{Hello, MAX_MESSAGE_BYTES, Message, PROTOCOL};
+use super::options::Learning;
+use super::receiving::RETRY;
 use super::state::Direction;
 use super::turns::Turns;
 use crate::crypto::PublicKey;
+use crate::error::ErrorCode;
+use crate::events::EventKind;
 use crate::protomux::{Channel, ChannelOptions, Protomux};
 use crate::tasks::Spawn;
 
@@ -105,7 +109,7 @@ impl Engine {
         if !self.options.peers.is_approved(&peer) {
             return Ok(());
         }
-        (self.options.on_hello)(peer, hello);
+        let learning = (self.options.on_hello)(peer, hello.clone());
         let (outbox, letters) = mpsc::channel(OUTBOX);
         let link = Link {
             number: NEXT_LINK.fetch_add(1, Ordering::Relaxed),
@@ -119,6 +123,7 @@ impl Engine {
             result = self.read(peer, channel, &mut heard) => result,
             () = self.write(peer, channel, letters) => Ok(()),
             () = self.keep_asking(peer) => Ok(()),
+            () = self.learn(peer, hello, learning) => Ok(()),
             () = link.hang_up.cancelled() => Ok(()),
         };
         // Nothing moves a transfer on once it has heard that the connection is gone.
@@ -126,6 +131,31 @@ impl Engine {
         self.link_down(peer, &line, link.number).await;
         channel.close();
         ended
+    }
+
+    /// Has what the peer said hello with taken over, and again while the disk refuses that. Never ends.
+    async fn learn(&self, peer: PublicKey, hello: Hello, mut learning: Learning) {
+        let mut was_refused = false;
+        while let Err(error) = learning.await {
+            if !matches!(error.code, ErrorCode::DiskFull | ErrorCode::Io) {
+                return std::future::pending().await;
+            }
+            if !std::mem::replace(&mut was_refused, true) {
+                let peer = peer.to_z32();
+                self.tell(false, format!("what the server {peer} shares is not saved: {error}"));
+            }
+            tokio::time::sleep(RETRY).await;
+            learning = (self.options.on_hello)(peer, hello.clone());
+        }
+        if was_refused {
+            self.tell(true, "what peers share can be saved again".to_owned());
+        }
+        std::future::pending().await
+    }
+
+    fn tell(&self, ok: bool, message: String) {
+        let layer = "catalog".to_owned();
+        self.options.events.emit(EventKind::Status { layer, ok, message });
     }
 
     /// Acts on the peer's messages, in the order in which they come for each request; those about others

@@ -160,9 +160,14 @@ impl Server {
                 features: Vec::new(),
             }),
             on_hello: Arc::new(move |peer, hello| {
-                let Some(key) = hello.feed_key else { return };
                 let catalog = hearing.clone();
-                tokio::spawn(async move { catalog.set_feed(peer, key).await });
+                let learning = tokio::spawn(async move {
+                    match hello.feed_key {
+                        Some(key) => catalog.set_feed(peer, key).await,
+                        None => Ok(()),
+                    }
+                });
+                Box::pin(async move { learning.await.unwrap_or(Ok(())) })
             }),
             data_dir: folder.to_owned(),
             books_dir: folder.join("books"),
