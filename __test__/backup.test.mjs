@@ -90,7 +90,7 @@ test('a catalog is verified, and a new feed has its books', async (t) => {
   await offered(reader, writer, 3000)
   const steps = []
   const found = await writer.catalog.verify({ onProgress: (step) => steps.push(step) })
-  assert.deepEqual(found, { ok: true, entries: 3000, damaged: [], problems: [], rebuilt: false, refetched: [] })
+  assert.deepEqual(found, { ok: true, entries: 3000, damaged: [], mended: 0, problems: [], rebuilt: false, refetched: [] })
   await until(() => steps.at(-1)?.bytes === steps.at(-1)?.total, 'the last step')
   assert.deepEqual((await reader.catalog.verify({ peers: true })).refetched, [])
   const aborted = await failure(writer.catalog.verify({ signal: AbortSignal.abort() }))

@@ -18,7 +18,7 @@ const test = (name, numbers) =>
 test('simulation', { SIMULATION_SEEDS: '10000', FORGED_PACKETS: '10000000' })
 test('fuzz_targets', { FUZZ_INPUTS: '200000' })
 test('dht_churn', { CHURN_SIZES: '50,100,200', CHURN_WAVES: '10', CHURN_LOOKUPS: '500' })
-test('store', { KILLS: '1000', FAULTS_STEP: '1', FLIPS: '32' })
+test('store', { KILLS: '1000', FAULTS_STEP: '1', FLIPS: '32', PATIENCE: '600' })
 test('hostile_feeds', { MUTATIONS: '30000', HUGE: '64' })
 
 run('cargo', ['build', '--locked', '--example', 'interop'])

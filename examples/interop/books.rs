@@ -134,9 +134,14 @@ impl Program {
                 features: Vec::new(),
             }),
             on_hello: Arc::new(move |peer, hello| {
-                let Some(key) = hello.feed_key else { return };
                 let catalog = hearing.clone();
-                tokio::spawn(async move { catalog.set_feed(peer, key).await });
+                let learning = tokio::spawn(async move {
+                    match hello.feed_key {
+                        Some(key) => catalog.set_feed(peer, key).await,
+                        None => Ok(()),
+                    }
+                });
+                Box::pin(async move { learning.await.unwrap_or(Ok(())) })
             }),
             books_dir: folder.join("books"),
             data_dir: folder,

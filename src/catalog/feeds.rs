@@ -216,6 +216,11 @@ impl PeerFeeds {
         for (peer, feed) in open {
             let damaged = match feed.core.verify(progress.clone()).await {
                 Ok(verified) if verified.bad.is_empty() => false,
+                // What peers sent would be compared with what is damaged here.
+                Ok(verified) if !verified.is_proven => {
+                    self.fetch_anew(options, peer, feed.key).await?;
+                    true
+                }
                 Ok(_) => {
                     self.reopen(options, peer, feed.key).await?;
                     true

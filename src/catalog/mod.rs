@@ -9,7 +9,7 @@
 //! | `replay.rs` | follows a feed into the view |
 //! | `own.rs`, `plan.rs`, `sources.rs` | this node's feed; what must be appended; where the bytes are |
 //! | `halt.rs`, `recovery.rs` | what stops publishing; how it goes on, or with a new feed |
-//! | `verify.rs` | reads everything again to see that it is whole |
+//! | `verify.rs`, `fetch_back.rs` | reads everything again to see that it is whole; puts the own feed right |
 //! | `feeds.rs`, `mend.rs`, `moves.rs` | peers' feeds; those that could not be stored; those that go on elsewhere |
 
 mod across;
@@ -19,6 +19,7 @@ mod candidates;
 pub mod entry;
 mod error;
 mod feeds;
+mod fetch_back;
 mod find;
 mod fold;
 mod halt;

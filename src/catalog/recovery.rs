@@ -59,7 +59,7 @@ impl OwnFeed {
     }
 
     /// Opens the feed again, to be written when nothing halts it.
-    async fn reopen(&self, halt: Option<Halt>) -> Result<(), CatalogError> {
+    pub(super) async fn reopen(&self, halt: Option<Halt>) -> Result<(), CatalogError> {
         self.write_halt(halt.clone()).await?;
         if let Some(live) = &self.current().live {
             live.close().await;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::entry::{self, Entry};
 use super::halt::Halt;
-use super::{Catalog, CatalogError, view};
+use super::{Catalog, CatalogError, fetch_back, view};
 use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
 use crate::hypercore::Core;
@@ -33,6 +33,9 @@ pub struct Verification {
     pub entries: u64,
     /// The entries of the own feed that are not, the first hundred.
     pub damaged: Vec<u64>,
+    /// How many entries and hashes of the own feed were damaged and are whole again: hashes follow from
+    /// the entries, and entries were fetched back from peers.
+    pub mended: u64,
     /// What is wrong, in words.
     pub problems: Vec<String>,
     /// Whether what is shown of the own feed was not what it says, and was made anew from it.
@@ -48,8 +51,10 @@ impl Catalog {
     /// Reads the own feed again, every entry against the tree and the tree against the signature, and
     /// lets SQLite check the database; if asked for, also the feeds of peers.
     ///
-    /// When the own feed or the database is damaged, nothing is published any more, also after a
-    /// restart; reading goes on, and [`Catalog::trouble`] says what to do. Damaged entries of peers are
+    /// Damaged entries of the own feed that a connected peer has are fetched back: the own signature
+    /// proves that they are what was published. When more of it or the database is damaged, nothing is
+    /// published any more, also after a restart; reading goes on, and [`Catalog::trouble`] says what to
+    /// do. Once all is whole again, publishing goes on as after a restore. Damaged entries of peers are
     /// forgotten and fetched again. Dropping the future ends the work soon.
     pub async fn verify(&self, options: VerifyOptions) -> Result<Verification> {
         let mut found = Verification::default();
@@ -58,14 +63,19 @@ impl Catalog {
             None => found.problems.extend(self.trouble()),
             Some(live) => match live.core.check(options.progress.clone()).await {
                 Ok(checked) => {
-                    found.entries = checked.good;
-                    if !checked.bad.is_empty() {
-                        let count = checked.bad.len();
-                        found.problems.push(format!("{count} entries are not what was signed"));
-                    } else if !checked.whole && *own.halt.borrow() != Some(Halt::Restored) {
+                    let mended = fetch_back::mend(live, &checked).await?;
+                    let bad = mended.bad.len();
+                    found.entries = checked.good + mended.entries;
+                    found.mended = mended.entries + checked.nodes.len() as u64;
+                    if bad > 0 {
+                        found.problems.push(format!(
+                            "{bad} entries are not what was signed; peers who have them can give them \
+                             back when they are connected while this is checked again"
+                        ));
+                    } else if !mended.whole && *own.halt.borrow() != Some(Halt::Restored) {
                         found.problems.push("entries are missing".to_owned());
                     }
-                    found.damaged = checked.bad.into_iter().take(MAX_NAMED).collect();
+                    found.damaged = mended.bad.into_iter().take(MAX_NAMED).collect();
                 }
                 Err(error) => {
                     let error = Error::from(error);
@@ -94,6 +104,8 @@ impl Catalog {
                 tracing::error!(message, "the catalog is damaged");
                 self.inner.options.tell(false, message);
             }
+        } else {
+            own.is_whole_again().await?;
         }
         if options.peers {
             for (peer, damaged) in

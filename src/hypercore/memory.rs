@@ -26,6 +26,7 @@ struct Shared {
     cores: HashMap<Hash, Arc<Mutex<Stored>>>,
     open: HashSet<Hash>,
     failure: Option<StorageError>,
+    sync_failure: Option<StorageError>,
 }
 
 #[derive(Default, Clone)]
@@ -67,6 +68,11 @@ impl MemoryStorage {
         lock(&self.shared).failure = failure;
     }
 
+    /// Makes every commit fail after it was stored, as one does that cannot be synced, or work again.
+    pub fn fail_syncs(&self, failure: Option<StorageError>) {
+        lock(&self.shared).sync_failure = failure;
+    }
+
     /// Changes a stored core behind its back, as a damaged disk does.
     pub fn damage(&self, discovery_key: &Hash, damage: Damage) {
         let stored = lock(&self.shared).cores.get(discovery_key).map(Arc::clone);
@@ -75,6 +81,14 @@ impl MemoryStorage {
         match damage {
             Damage::RemoveNode(index) => {
                 stored.nodes.remove(&index);
+            }
+            Damage::ChangeNode(index) => {
+                let node = stored.nodes.get_mut(&index);
+                node.into_iter().for_each(|node| node.hash[7] ^= 16);
+            }
+            Damage::ChangeSize(index) => {
+                let node = stored.nodes.get_mut(&index);
+                node.into_iter().for_each(|node| node.size ^= 16);
             }
             Damage::RemoveBlock(index) => {
                 stored.blocks.remove(&index);
@@ -97,6 +111,10 @@ impl MemoryStorage {
 pub enum Damage {
     /// A tree node is gone.
     RemoveNode(u64),
+    /// A tree node has another hash.
+    ChangeNode(u64),
+    /// A tree node has another size.
+    ChangeSize(u64),
     /// A block is gone.
     RemoveBlock(u64),
     /// A block is another.
@@ -162,7 +180,10 @@ impl CoreStorage for Place {
     }
 
     fn commit(&self, commit: Arc<Commit>) -> Committing {
-        let failure = lock(&self.shared).failure.clone();
+        let (failure, sync_failure) = {
+            let shared = lock(&self.shared);
+            (shared.failure.clone(), shared.sync_failure.clone())
+        };
         if let Some(failure) = failure {
             return Box::pin(std::future::ready(Err(failure)));
         }
@@ -184,7 +205,7 @@ impl CoreStorage for Place {
         }
         stored.pages.extend(commit.pages.iter().cloned());
         stored.commits += 1;
-        Box::pin(std::future::ready(Ok(())))
+        Box::pin(std::future::ready(sync_failure.map_or(Ok(()), Err)))
     }
 
     fn close(&self) {

@@ -34,7 +34,7 @@ use crate::peers::{Connections, Peers, check_nickname};
 use crate::store::{CoreStore, Database};
 use crate::tasks::Spawn;
 use crate::transfer::message::{Hello, VERSION};
-use crate::transfer::{PeerRules, Policy, TransferOptions, Transfers};
+use crate::transfer::{OnHello, PeerRules, Policy, TransferOptions, Transfers};
 
 /// One running endpoint over one data directory. Clones share it.
 ///
@@ -319,18 +319,16 @@ impl Inner {
 
 impl Tasks {
     /// What to do when a peer says who it is: remember its name, follow its feed.
-    fn on_hello(
-        &self,
-        peers: &Peers,
-        catalog: &Catalog,
-    ) -> Arc<dyn Fn(PublicKey, Hello) + Send + Sync> {
+    fn on_hello(&self, peers: &Peers, catalog: &Catalog) -> OnHello {
         let (peers, catalog) = (peers.clone(), catalog.clone());
         let (tracker, cancel) = (self.tracker.clone(), self.cancel.clone());
         Arc::new(move |peer, hello| {
             let (peers, catalog, cancel) = (peers.clone(), catalog.clone(), cancel.clone());
-            tracker.spawn_task(async move {
-                cancel.run_until_cancelled(learn(&peers, &catalog, peer, hello)).await;
-            });
+            let learning = tracker.spawn(crate::tasks::task(async move {
+                cancel.run_until_cancelled(learn(&peers, &catalog, peer, hello)).await
+            }));
+            // It ends early only when the node closes.
+            Box::pin(async move { learning.await.ok().flatten().unwrap_or(Ok(())) })
         })
     }
 
@@ -364,15 +362,17 @@ impl Tasks {
     }
 }
 
-async fn learn(peers: &Peers, catalog: &Catalog, peer: PublicKey, hello: Hello) {
+async fn learn(peers: &Peers, catalog: &Catalog, peer: PublicKey, hello: Hello) -> Result<()> {
     let learned = peers.learn(&peer, hello.nickname.as_deref(), hello.feed_key).await;
     let followed = match (&learned, hello.feed_key) {
         (Ok(()), Some(feed_key)) => catalog.set_feed(peer, feed_key).await,
         _ => Ok(()),
     };
-    if let Err(error) = learned.and(followed) {
+    let outcome = learned.and(followed);
+    if let Err(error) = &outcome {
         tracing::warn!(peer = peer.short(), %error, "what a peer says of itself was not taken over");
     }
+    outcome
 }
 
 /// What transfers ask about peers.

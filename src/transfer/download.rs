@@ -132,8 +132,9 @@ impl Engine {
         };
         let part = self.parts.path(&record.id);
         // A crash between putting the file in its place and writing that down.
+        // One that cannot be read may be it: another beside it would be the second.
         if let Some(path) = &record.path
-            && is_book(path, &book).await.unwrap_or(false)
+            && is_book(path, &book).await?
         {
             return self.landed(live, &part, path.clone()).await;
         }
@@ -184,9 +185,7 @@ impl Engine {
         part: &Path,
         path: std::path::PathBuf,
     ) -> Result<()> {
-        if part.exists() {
-            std::fs::remove_file(part)?;
-        }
+        landing::clear(part, &path)?;
         let total = live.record.lock().await.total();
         self.incoming_step(live, Incoming::Landed, |record| {
             record.path = Some(path);
@@ -209,6 +208,11 @@ impl Engine {
     }
 
     async fn forget_part(&self, record: &Record) {
+        if let Some(path) = &record.path
+            && let Err(error) = landing::clear(&self.parts.path(&record.id), path)
+        {
+            tracing::warn!(%error, "what is left of moving a book was not deleted");
+        }
         self.parts.discard(&record.id, record.core.map(|core| core.key)).await;
     }
 }

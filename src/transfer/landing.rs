@@ -80,6 +80,18 @@ pub(super) fn move_to(part: &Path, path: &Path) -> io::Result<()> {
     }
 }
 
+/// Deletes what a crash can leave of moving `part` to `path`: the partial file itself, and a copy beside
+/// `path` on another file system.
+pub(super) fn clear(part: &Path, path: &Path) -> io::Result<()> {
+    for left in [part.to_owned(), near_path(part, path)] {
+        match fs::remove_file(left) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// A hidden file beside `path`, named after the transfer.
 fn near_path(part: &Path, path: &Path) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
@@ -215,6 +227,19 @@ mod tests {
         place(&part, &path).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "book");
         assert!(!part.exists());
+        assert_eq!(fs::read_dir(there.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_move_that_a_crash_cut_short() {
+        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (part, path) = (here.path().join("x.part"), there.path().join("a.epub"));
+        file(&part, "book");
+        file(&path, "book");
+        file(&near_path(&part, &path), "bo");
+        clear(&part, &path).unwrap();
+        clear(&part, &path).unwrap();
+        assert!(path.exists() && !part.exists());
         assert_eq!(fs::read_dir(there.path()).unwrap().count(), 1);
     }
 

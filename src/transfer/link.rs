@@ -6,13 +6,18 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 
 use super::engine::Engine;
 use super::line::{Letter, Line, Link};
-use super::message::{Hello, MAX_MESSAGE_BYTES, Message, PROTOCOL};
+use super::message::{Hello, MAX_MESSAGE_BYTES, Message, PROTOCOL, Request};
+use super::options::Learning;
+use super::receiving::RETRY;
 use super::state::Direction;
 use super::turns::Turns;
 use crate::crypto::PublicKey;
+use crate::error::ErrorCode;
+use crate::events::EventKind;
 use crate::protomux::{Channel, ChannelOptions, Protomux};
 use crate::tasks::Spawn;
 
@@ -25,8 +30,45 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many messages of a connection may be nonsense before it is closed.
 const MAX_NONSENSE: u32 = 32;
 
+/// How many requests that could not be answered are kept; a peer repeats the others.
+const MAX_OWED: usize = 64;
+
 /// Numbers links, so that an old one's end is not taken for the new one's.
 static NEXT_LINK: AtomicU64 = AtomicU64::new(0);
+
+/// Requests that the disk kept from being answered: it is tried again soon.
+#[derive(Default)]
+struct Owed {
+    requests: Vec<Request>,
+    due: Option<Instant>,
+}
+
+impl Owed {
+    fn note(&mut self, request: Option<Request>) {
+        let Some(request) = request.filter(|_| self.requests.len() < MAX_OWED) else { return };
+        self.requests.push(request);
+        self.due.get_or_insert_with(|| Instant::now() + RETRY);
+    }
+
+    /// What a message is about is not owed any more.
+    fn forget(&mut self, message: &Message) {
+        let id = message.request_id();
+        self.requests.retain(|request| Some(request.id.as_str()) != id);
+    }
+
+    /// Returns when it is time to try again. Cancel safe.
+    async fn due(&self) {
+        match self.due {
+            Some(due) => sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn take(&mut self) -> Vec<Request> {
+        self.due = None;
+        std::mem::take(&mut self.requests)
+    }
+}
 
 impl Engine {
     /// Speaks `alex/p2p` on a connection until it closes. Needs a tokio runtime.
@@ -106,7 +148,7 @@ impl Engine {
         if !self.options.peers.is_approved(&peer) {
             return Ok(());
         }
-        (self.options.on_hello)(peer, hello);
+        let learning = (self.options.on_hello)(peer, hello.clone());
         let (outbox, letters) = mpsc::channel(OUTBOX);
         let link = Link {
             number: NEXT_LINK.fetch_add(1, Ordering::Relaxed),
@@ -120,6 +162,7 @@ impl Engine {
             result = self.read(peer, channel, &mut heard) => result,
             () = self.write(peer, channel, letters) => Ok(()),
             () = self.keep_asking(peer) => Ok(()),
+            () = self.learn(peer, hello, learning) => Ok(()),
             () = link.hang_up.cancelled() => Ok(()),
         };
         // Nothing moves a transfer on once it has heard that the connection is gone.
@@ -129,29 +172,63 @@ impl Engine {
         ended
     }
 
+    /// Has what the peer said hello with taken over, and again while the disk refuses that. Never ends.
+    async fn learn(&self, peer: PublicKey, hello: Hello, mut learning: Learning) {
+        let mut was_refused = false;
+        while let Err(error) = learning.await {
+            if !matches!(error.code, ErrorCode::DiskFull | ErrorCode::Io) {
+                return std::future::pending().await;
+            }
+            if !std::mem::replace(&mut was_refused, true) {
+                let peer = peer.to_z32();
+                self.tell(false, format!("what the server {peer} shares is not saved: {error}"));
+            }
+            tokio::time::sleep(RETRY).await;
+            learning = (self.options.on_hello)(peer, hello.clone());
+        }
+        if was_refused {
+            self.tell(true, "what peers share can be saved again".to_owned());
+        }
+        std::future::pending().await
+    }
+
+    fn tell(&self, ok: bool, message: String) {
+        let layer = "catalog".to_owned();
+        self.options.events.emit(EventKind::Status { layer, ok, message });
+    }
+
     /// Acts on the peer's messages, in the order in which they come for each request; those about others
     /// do not wait for each other's writes to disk.
     async fn read(
         self: &Arc<Self>,
         peer: PublicKey,
         channel: &Channel,
-        heard: &mut JoinSet<()>,
+        heard: &mut JoinSet<Option<Request>>,
     ) -> Result<(), String> {
         let turns = Turns::default();
+        let mut owed = Owed::default();
         let mut nonsense = 0;
-        while let Some(message) = channel.recv().await {
-            while heard.try_join_next().is_some() {}
+        loop {
+            let message = tokio::select! {
+                message = channel.recv() => match message {
+                    Some(message) => message,
+                    None => return Ok(()),
+                },
+                Some(heard) = heard.join_next() => {
+                    owed.note(heard.ok().flatten());
+                    continue;
+                }
+                () = owed.due() => {
+                    for request in owed.take() {
+                        self.spawn_hear(peer, Message::Request(request), &turns, heard).await;
+                    }
+                    continue;
+                }
+            };
             match Message::decode(message.kind, &message.data) {
                 Ok(message) => {
-                    let Some(id) = message.request_id() else { continue };
-                    let turn = turns.of(id).await;
-                    // What the peer asks for next counts on it.
-                    let ending = self.ending(&peer, &message);
-                    let engine = Arc::clone(self);
-                    heard.spawn_task(async move {
-                        engine.hear(peer, message).await;
-                        drop((turn, ending));
-                    });
+                    owed.forget(&message);
+                    self.spawn_hear(peer, message, &turns, heard).await;
                 }
                 Err(error) => {
                     nonsense += 1;
@@ -162,17 +239,37 @@ impl Engine {
                 }
             }
         }
-        Ok(())
     }
 
-    async fn hear(self: &Arc<Self>, peer: PublicKey, message: Message) {
+    async fn spawn_hear(
+        self: &Arc<Self>,
+        peer: PublicKey,
+        message: Message,
+        turns: &Turns,
+        heard: &mut JoinSet<Option<Request>>,
+    ) {
+        let Some(id) = message.request_id() else { return };
+        let turn = turns.of(id).await;
+        // What the peer asks for next counts on it.
+        let ending = self.ending(&peer, &message);
+        let engine = Arc::clone(self);
+        heard.spawn_task(async move {
+            let owed = engine.hear(peer, message).await;
+            drop((turn, ending));
+            owed
+        });
+    }
+
+    /// Acts on a message. Gives back a request that the disk kept from being answered.
+    async fn hear(self: &Arc<Self>, peer: PublicKey, message: Message) -> Option<Request> {
         match message {
-            Message::Request(request) => self.on_request(peer, request).await,
+            Message::Request(request) => return self.on_request(peer, request).await,
             Message::Cancel(cancel) => self.on_cancel(peer, &cancel.id).await,
             Message::Done(done) => self.on_done(peer, &done.id).await,
             Message::Reply(reply) => self.on_reply(peer, reply).await,
             Message::Unknown(_) => {}
         }
+        None
     }
 
     async fn write(&self, peer: PublicKey, channel: &Channel, mut letters: mpsc::Receiver<Letter>) {

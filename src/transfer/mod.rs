@@ -35,7 +35,7 @@ mod turns;
 
 pub use handle::{BookRequest, Transfer, Transfers};
 pub use library::{BookSource, Description, Library, Provided, Provider};
-pub use options::{TransferLimits, TransferOptions};
+pub use options::{Learning, OnHello, TransferLimits, TransferOptions};
 pub use policy::{PeerRules, Policy};
 pub use progress::Progress;
 pub use record::TransferInfo;

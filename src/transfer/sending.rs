@@ -28,18 +28,23 @@ const WATCH: Duration = Duration::from_millis(500);
 const DONE_GRACE: Duration = Duration::from_secs(5);
 
 impl Engine {
-    /// A peer asks for a book of ours, for the first time or again.
-    pub(super) async fn on_request(self: &Arc<Self>, peer: PublicKey, request: Request) {
+    /// A peer asks for a book of ours, for the first time or again. Gives the request back when the disk
+    /// keeps it from being answered.
+    pub(super) async fn on_request(
+        self: &Arc<Self>,
+        peer: PublicKey,
+        request: Request,
+    ) -> Option<Request> {
         let id = request.id.clone();
-        if let Err(error) = self.answer(peer, request).await {
-            tracing::warn!(peer = peer.short(), %error, "a request could not be answered");
-            // The peer asks again by itself for what is pending.
-            let (status, reason) = match error.code {
-                ErrorCode::DiskFull | ErrorCode::Io => (Status::Pending, "its disk failed"),
-                _ => (Status::Unavailable, "internal error"),
-            };
-            self.reply(&peer, id, status, Some(reason.into()));
-        }
+        let Err(error) = self.answer(peer, request.clone()).await else { return None };
+        tracing::warn!(peer = peer.short(), %error, "a request could not be answered");
+        let is_disk = matches!(error.code, ErrorCode::DiskFull | ErrorCode::Io);
+        let (status, reason) = match is_disk {
+            true => (Status::Pending, "its disk failed"),
+            false => (Status::Unavailable, "internal error"),
+        };
+        self.reply(&peer, id, status, Some(reason.into()));
+        is_disk.then_some(request)
     }
 
     async fn answer(self: &Arc<Self>, peer: PublicKey, request: Request) -> Result<()> {
@@ -389,16 +394,27 @@ impl Engine {
                 for live in engine.with_peer(&event.peer, Direction::Outgoing) {
                     let core = live.record.lock().await.core;
                     if core.is_some_and(|core| core.key == event.key) {
-                        engine
-                            .outgoing_hear(&live, Outgoing::Unavailable, |record| {
-                                record.reason = Some(format!("the book cannot be read: {error}"));
-                                record.error = Some(ErrorCode::Unavailable);
-                            })
-                            .await;
+                        engine.unreadable(live, format!("the book cannot be read: {error}")).await;
                     }
                 }
             }
         });
+    }
+
+    /// Ends a transfer whose file cannot be read. When the database fails, too, that is tried until it
+    /// works: the peer waits for blocks.
+    async fn unreadable(self: &Arc<Self>, live: Arc<Live>, reason: String) {
+        let gone = move |record: &mut Record| {
+            record.reason = Some(reason.clone());
+            record.error = Some(ErrorCode::Unavailable);
+        };
+        if let Err(error) = self.outgoing_step(&live, Outgoing::Unavailable, &gone).await {
+            tracing::warn!(transfer = live.id, %error, "a transfer could not be moved on");
+            let engine = Arc::clone(self);
+            self.spawn(async move {
+                engine.outgoing_end(&live, Outgoing::Unavailable, gone, &engine.closing).await;
+            });
+        }
     }
 
     /// The connection is gone.

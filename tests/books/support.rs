@@ -21,7 +21,12 @@ use alex_p2p::transfer::{
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long something may stay as it is before it is taken for stuck: a minute, or `PATIENCE` seconds for long
+/// runs on a machine that does other things at the same time.
+pub fn patience() -> Duration {
+    let told = std::env::var("PATIENCE").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(told.unwrap_or(60))
+}
 
 /// What outlives a server's process.
 pub struct Disk {
@@ -160,9 +165,14 @@ impl Server {
                 features: Vec::new(),
             }),
             on_hello: Arc::new(move |peer, hello| {
-                let Some(key) = hello.feed_key else { return };
                 let catalog = hearing.clone();
-                tokio::spawn(async move { catalog.set_feed(peer, key).await });
+                let learning = tokio::spawn(async move {
+                    match hello.feed_key {
+                        Some(key) => catalog.set_feed(peer, key).await,
+                        None => Ok(()),
+                    }
+                });
+                Box::pin(async move { learning.await.unwrap_or(Ok(())) })
             }),
             data_dir: folder.to_owned(),
             books_dir: folder.join("books"),
@@ -285,14 +295,14 @@ async fn over(
 }
 
 pub async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("it takes too long")
+    tokio::time::timeout(patience(), future).await.expect("it takes too long")
 }
 
 /// Waits until the transfer shows what `wanted` says.
 pub async fn until(transfer: &Transfer, wanted: impl Fn(&TransferInfo) -> bool) -> TransferInfo {
     let mut info = transfer.info().unwrap();
     while !wanted(&info) {
-        let next = tokio::time::timeout(PATIENCE, transfer.changed(&info)).await;
+        let next = tokio::time::timeout(patience(), transfer.changed(&info)).await;
         let next = next.unwrap_or_else(|_| panic!("it stays {info:?}")).unwrap();
         assert!(next != info, "it ended as {info:?}");
         info = next;

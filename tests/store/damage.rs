@@ -1,10 +1,108 @@
-//! Flipped bits.
+//! Flipped bits, and how they are put right.
 
-use alex_p2p::catalog::VerifyOptions;
+use std::path::Path;
+
+use alex_p2p::catalog::{Verification, VerifyOptions};
 use alex_p2p::error::ErrorCode;
 use alex_p2p::node::{Node, NodeOptions};
 
-use crate::{alone, book, books};
+use crate::{Pair, alone, book, books, open, refused, until};
+
+async fn verify(node: &Node) -> Verification {
+    let options = VerifyOptions { peers: true, ..VerifyOptions::default() };
+    node.catalog().verify(options).await.unwrap()
+}
+
+/// Changes the database of a node that is closed; how many rows.
+fn change(dir: &Path, sql: &str) -> usize {
+    let database = rusqlite::Connection::open(dir.join("p2p.db")).unwrap();
+    database.execute(sql, []).unwrap()
+}
+
+/// Flips a bit in the hash of tree node 6 in every feed.
+fn damage_a_leaf(dir: &Path) {
+    let database = rusqlite::Connection::open(dir.join("p2p.db")).unwrap();
+    let pages = "SELECT place, nodes FROM core_nodes WHERE place & 0xffffffffff = 0";
+    let mut pages = database.prepare(pages).unwrap();
+    let pages: Vec<(i64, Vec<u8>)> = pages
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    for (place, mut nodes) in pages {
+        nodes[6 * 40 + 20] ^= 4;
+        let sql = "UPDATE core_nodes SET nodes = ?2 WHERE place = ?1";
+        assert_eq!(database.execute(sql, (place, nodes)).unwrap(), 1);
+    }
+}
+
+#[tokio::test]
+async fn entries_of_the_own_feed_that_were_damaged_come_back_from_a_peer() {
+    let mut pair = Pair::with(300).await;
+    pair.writer.close().await;
+    let dir = pair.dirs[0].path();
+    let sql = "UPDATE core_blocks SET bytes = x'00' WHERE place & 0xffffffffff IN (7, 8, 70)";
+    assert_eq!(change(dir, sql), 3);
+    let writer = alone(dir).await;
+    let found = verify(&writer).await;
+    assert_eq!((found.ok, found.damaged, found.mended), (false, vec![7, 8, 70], 0));
+    assert_eq!(refused(&writer).await, ErrorCode::Corrupt);
+    writer.close().await;
+
+    pair.writer = open(&pair.testnet, dir).await;
+    let found = loop {
+        // Until the peer is connected.
+        let found = verify(&pair.writer).await;
+        if found.ok {
+            break found;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    };
+    assert_eq!((found.entries, found.mended, found.damaged), (300, 3, Vec::new()));
+    // Somebody may have more: what was wrong before the damage is not known.
+    until(&pair.writer, "the confirmation", |node| node.catalog().trouble().is_none()).await;
+    pair.writer.catalog().publish(books(300..301)).await.unwrap();
+    pair.followed().await;
+    let found = verify(&pair.writer).await;
+    assert!(found.ok && found.entries == 301 && found.mended == 0, "{found:?}");
+    pair.close().await;
+}
+
+#[tokio::test]
+async fn damaged_hashes_of_feeds_are_made_anew_from_their_entries() {
+    let mut pair = Pair::with(300).await;
+    pair.writer.close().await;
+    pair.reader.close().await;
+    damage_a_leaf(pair.dirs[0].path());
+    damage_a_leaf(pair.dirs[1].path());
+    let writer = alone(pair.dirs[0].path()).await;
+    let found = verify(&writer).await;
+    assert_eq!((found.ok, found.entries, found.mended), (true, 300, 1));
+    writer.catalog().publish(books(300..301)).await.unwrap();
+    writer.close().await;
+    let reader = alone(pair.dirs[1].path()).await;
+    assert!(verify(&reader).await.refetched.is_empty());
+    reader.close().await;
+    pair.writer = open(&pair.testnet, pair.dirs[0].path()).await;
+    pair.reader = open(&pair.testnet, pair.dirs[1].path()).await;
+    pair.followed().await;
+    pair.close().await;
+}
+
+#[tokio::test]
+async fn an_entry_of_a_peer_that_is_damaged_with_its_hash_is_fetched_again() {
+    let mut pair = Pair::with(300).await;
+    pair.reader.close().await;
+    let dir = pair.dirs[1].path();
+    let sql = "UPDATE core_blocks SET bytes = x'00' WHERE place & 0xffffffffff = 3";
+    assert_eq!(change(dir, sql), 1);
+    damage_a_leaf(dir);
+    pair.reader = open(&pair.testnet, dir).await;
+    assert_eq!(verify(&pair.reader).await.refetched.len(), 1);
+    pair.followed().await;
+    assert!(verify(&pair.reader).await.refetched.is_empty());
+    pair.close().await;
+}
 
 /// Flips bits in each page of a database, one after the other: what is wrong is found, or what is read is
 /// right. `FLIPS` says how many a page (4 unless set).

@@ -2,6 +2,8 @@
 //
 // FAULTS_CONTROL is a file of four 64-bit numbers: how many calls there were (counted here), the first
 // that fails, one past the last that fails, and the error. FAULTS_UNDER is the folder whose files are meant.
+// FAULTS_READ is a path's end: opening and reading files with that end is meant, too; with FAULTS_ONLY_READ
+// nothing else is.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -18,12 +20,16 @@
 static volatile uint64_t *control;
 static const char *under;
 static size_t under_length;
+static const char *read_end;
+static int only_reads;
 
 __attribute__((constructor)) static void begin(void) {
   const char *path = getenv("FAULTS_CONTROL");
   under = getenv("FAULTS_UNDER");
   if (!path || !under) return;
   under_length = strlen(under);
+  read_end = getenv("FAULTS_READ");
+  only_reads = getenv("FAULTS_ONLY_READ") != NULL;
   int fd = open(path, O_RDWR);
   if (fd < 0) return;
   void *map = mmap(NULL, 32, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -38,25 +44,38 @@ static int fails(void) {
   return 1;
 }
 
-static int is_meant_path(const char *path) {
+static int is_under(const char *path) {
   return control && path && strncmp(path, under, under_length) == 0;
 }
 
-static int is_meant(int fd) {
-  if (!control) return 0;
+static int is_meant_path(const char *path, int reads) {
+  if (!is_under(path)) return 0;
+  if (!reads) return !only_reads;
+  if (!read_end) return 0;
+  size_t length = strlen(path), end = strlen(read_end);
+  return length >= end && strcmp(path + length - end, read_end) == 0;
+}
+
+static int is_meant(int fd, int reads) {
+  if (!control || (reads && !read_end) || (!reads && only_reads)) return 0;
   char link[64], path[4096];
   snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
   ssize_t length = readlink(link, path, sizeof path - 1);
   if (length < 0) return 0;
   path[length] = 0;
-  return is_meant_path(path);
+  return is_meant_path(path, reads);
 }
 
 #define REAL(name) static __typeof__(&name) real; if (!real) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
-#define ON_FD(type, name, parameters, arguments) \
-  type name parameters { REAL(name); if (is_meant(fd) && fails()) return -1; return real arguments; }
-#define ON_PATH(type, name, parameters, arguments) \
-  type name parameters { REAL(name); if (is_meant_path(path) && fails()) return -1; return real arguments; }
+#define ON(is_meant_call, type, name, parameters, arguments) \
+  type name parameters { REAL(name); if (is_meant_call && fails()) return -1; return real arguments; }
+#define ON_READ(type, name, parameters, arguments) ON(is_meant(fd, 1), type, name, parameters, arguments)
+#define ON_FD(type, name, parameters, arguments) ON(is_meant(fd, 0), type, name, parameters, arguments)
+#define ON_PATH(type, name, parameters, arguments) ON(is_meant_path(path, 0), type, name, parameters, arguments)
+
+ON_READ(ssize_t, read, (int fd, void *bytes, size_t count), (fd, bytes, count))
+ON_READ(ssize_t, pread, (int fd, void *bytes, size_t count, off_t at), (fd, bytes, count, at))
+ON_READ(ssize_t, pread64, (int fd, void *bytes, size_t count, off64_t at), (fd, bytes, count, at))
 
 ON_FD(ssize_t, write, (int fd, const void *bytes, size_t count), (fd, bytes, count))
 ON_FD(ssize_t, pwrite, (int fd, const void *bytes, size_t count, off_t at), (fd, bytes, count, at))
@@ -77,8 +96,8 @@ ON_PATH(int, mkdir, (const char *path, mode_t mode), (path, mode))
     va_start(rest, flags); \
     mode_t mode = va_arg(rest, mode_t); \
     va_end(rest); \
-    int writes = (flags & O_ACCMODE) != O_RDONLY; \
-    if (writes && is_meant_path(path) && fails()) return -1; \
+    int reads = (flags & O_ACCMODE) == O_RDONLY; \
+    if (is_meant_path(path, reads) && fails()) return -1; \
     return real(path, flags, mode); \
   }
 OPEN(open)

@@ -1,14 +1,15 @@
-//! Every call that changes a file fails once, and from there on: errors have a name and say what to do,
-//! nothing that was acknowledged is lost, and everything works again when the disk does, without a restart.
+//! Every call that changes a file, or reads a book that is sent, fails once, and from there on: errors have a
+//! name and say what to do, nothing that was acknowledged is lost, and everything works again when the disk
+//! does, without a restart.
 //!
-//! `faults.c` is preloaded into a process of its own. `FAULTS_STEP` says how many calls are left out between
-//! two that fail (41 unless set; 1 leaves out none), `FAULTS_FIRST` where to begin.
+//! `faults.c` is preloaded into processes of their own, several beside each other: what follows a failure is
+//! mostly waiting for the next try. `FAULTS_STEP` says how many calls are left out between two that fail (41
+//! unless set; 1 leaves out none), `FAULTS_FIRST` where to begin, `FAULTS_LANES` how many processes there are.
 
-use std::ffi::OsStr;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 use alex_p2p::catalog::{ListOptions, VerifyOptions};
 use alex_p2p::error::{Error, ErrorCode};
@@ -19,6 +20,9 @@ use crate::support::{Disk, Server, connect, soon, until, until_state};
 use crate::{book, books};
 
 const STORY: &str = "FAULTS_STORY";
+/// Which of how many processes it is.
+const LANE: &str = "FAULTS_LANE";
+const LANES: u64 = 16;
 const BOOK_BYTES: usize = 300_000;
 /// Linux' numbers.
 const EIO: u64 = 5;
@@ -56,37 +60,46 @@ impl Control {
     }
 }
 
+fn number(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
 /// Not a test by itself: the process whose calls fail.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn story() {
     let Some(story) = std::env::var_os(STORY) else { return };
     let control = Control::new();
-    let number = |name: &str, otherwise: u64| {
-        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
-    };
-    let (step, mut at) = (number("FAULTS_STEP", 41), number("FAULTS_FIRST", 0));
+    let (first, step) = (number("FAULTS_FIRST", 0), number("FAULTS_STEP", 41));
+    let (lane, lanes) = (number(LANE, 0), number("FAULTS_LANES", LANES));
     let mut runs = 0;
-    loop {
-        let mut calls = 0;
-        for (range, error) in
-            [(at..at + 1, EIO), (at..u64::MAX, ENOSPC), (at..at + 1, ENOSPC), (at..u64::MAX, EIO)]
-        {
-            println!("calls {range:?} fail with {error}");
-            let folder = control.folder.join("run");
-            std::fs::create_dir(&folder).unwrap();
-            calls = if story == OsStr::new("alone") {
-                alone(&control, &folder, range, error).await
-            } else {
-                together(&control, &folder, range, error).await
-            };
-            std::fs::remove_dir_all(&folder).unwrap();
-            runs += 1;
-        }
+    for run in (lane..).step_by(lanes as usize) {
+        let at = first + run / 4 * step;
+        let (range, error) = match run % 4 {
+            0 => (at..at + 1, EIO),
+            1 => (at..u64::MAX, ENOSPC),
+            2 => (at..at + 1, ENOSPC),
+            _ => (at..u64::MAX, EIO),
+        };
+        println!("lane {lane}: calls {range:?} fail with {error}");
+        let began = Instant::now();
+        let folder = control.folder.join("run");
+        std::fs::create_dir(&folder).unwrap();
+        let calls = match story.to_str().unwrap() {
+            "alone" => alone(&control, &folder, range, error).await,
+            "reading" => reading(&control, &folder, range, error).await,
+            _ => together(&control, &folder, range, error).await,
+        };
+        std::fs::remove_dir_all(&folder).unwrap();
+        runs += 1;
+        println!(
+            "lane {lane}: {calls} calls from {at}, run {}, took {:?}",
+            run % 4,
+            began.elapsed()
+        );
         if at >= calls {
-            println!("{runs} runs of about {calls} calls");
+            println!("lane {lane}: {runs} runs of about {calls} calls");
             return;
         }
-        at += step;
     }
 }
 
@@ -247,6 +260,53 @@ async fn follows(reader: &Server, writer: &Server) {
     }
 }
 
+/// A server that fetches a book from one whose file cannot be read: it is told so, while the connection
+/// lasts, and gets the book when it can be read.
+async fn reading(control: &Control, folder: &Path, calls: std::ops::Range<u64>, error: u64) -> u64 {
+    let disks = ["a", "b"].map(|name| {
+        std::fs::create_dir(folder.join(name)).unwrap();
+        Disk { dir: tempfile::tempdir_in(folder.join(name)).unwrap(), ..Disk::new() }
+    });
+    let file = disks[0].file("book.epub", BOOK_BYTES, 5);
+    let bytes = std::fs::read(&file).unwrap();
+    let start = |disk| Server::start_with(disk, Policy::AutoAccept, TransferLimits::default());
+    let (a, b) = (start(&disks[0]).await, start(&disks[1]).await);
+    a.publish("book", &file).await;
+    let connection = connect(&a, &b).await;
+    soon(follows(&b, &a)).await;
+    control.arm(calls, error);
+    let transfer = b.request(&a, "book").await;
+    let told = until(&transfer, |info| info.state.is_terminal()).await;
+    let count = control.disarm();
+    if told.state != State::Completed {
+        assert_eq!(told.error.as_deref(), Some("ERR_UNAVAILABLE"), "{told:?}");
+        soon(transfer.resume()).await.unwrap();
+    }
+    let info = until_state(&transfer, State::Completed).await;
+    assert!(std::fs::read(info.path.unwrap()).unwrap() == bytes);
+    drop(connection);
+    soon(a.stop()).await;
+    soon(b.stop()).await;
+    count
+}
+
+/// Processes that tell a story, each a part of it; none is left behind.
+struct Lanes(Vec<Child>);
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        for lane in &mut self.0 {
+            // It is over already, unless another failed.
+            let _ = lane.kill();
+            let _ = lane.wait();
+        }
+    }
+}
+
+/// The file that a server sends: opening and reading it is among the calls that fail.
+const SENT: &str = "/book.epub";
+
+/// Has a story told.
 fn tell(story: &str) {
     let dir = tempfile::tempdir().unwrap();
     let library = dir.path().join("faults.so");
@@ -255,19 +315,29 @@ fn tell(story: &str) {
     let mut compile = Command::new(compiler);
     compile.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).arg("-ldl");
     assert!(compile.status().unwrap().success());
-    let (control, under) = (dir.path().join("control"), dir.path().join("under"));
-    std::fs::create_dir(&under).unwrap();
     let idle: Vec<u8> = [0, u64::MAX, u64::MAX, 0].iter().flat_map(|n| n.to_ne_bytes()).collect();
-    std::fs::write(&control, idle).unwrap();
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "faults::story", "--nocapture"])
-        .env(STORY, story)
-        .env("LD_PRELOAD", &library)
-        .env("FAULTS_CONTROL", &control)
-        .env("FAULTS_UNDER", &under)
-        .status()
-        .unwrap();
-    assert!(status.success());
+    let start = |lane: u64| {
+        let folder = dir.path().join(lane.to_string());
+        let (control, under) = (folder.join("control"), folder.join("under"));
+        std::fs::create_dir_all(&under).unwrap();
+        std::fs::write(&control, &idle).unwrap();
+        let mut told = Command::new(std::env::current_exe().unwrap());
+        told.args(["--exact", "faults::story", "--nocapture"])
+            .env(STORY, story)
+            .env(LANE, lane.to_string())
+            .env("LD_PRELOAD", &library)
+            .env("FAULTS_CONTROL", &control)
+            .env("FAULTS_UNDER", &under)
+            .env("FAULTS_READ", SENT);
+        if story == "reading" {
+            told.env("FAULTS_ONLY_READ", "yes").env("FAULTS_STEP", "1");
+        }
+        told.spawn().unwrap()
+    };
+    let mut lanes = Lanes((0..number("FAULTS_LANES", LANES)).map(start).collect());
+    for lane in &mut lanes.0 {
+        assert!(lane.wait().unwrap().success());
+    }
 }
 
 #[test]
@@ -278,4 +348,9 @@ fn a_node_whose_disk_fails_at_any_call_loses_nothing_and_goes_on() {
 #[test]
 fn servers_whose_disks_fail_at_any_call_share_catalogs_and_books_when_they_work_again() {
     tell("together");
+}
+
+#[test]
+fn a_peer_hears_that_a_book_cannot_be_read_and_gets_it_when_it_can_be() {
+    tell("reading");
 }

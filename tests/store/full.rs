@@ -135,6 +135,29 @@ async fn a_friends_catalog_for_which_there_is_no_room_comes_when_there_is() {
 }
 
 #[tokio::test]
+async fn a_friend_met_on_a_full_disk_is_followed_when_there_is_room() {
+    let Some((disk, _reading, _writing, reader, writer)) = small_and_large().await else {
+        println!("skipped: mounting a small tmpfs takes root");
+        return;
+    };
+    let ballast = disk.0.path().join("ballast");
+    writer.catalog.publish(books(0..3)).await.unwrap();
+    disk.fill(&ballast);
+    let _connection = connect(&reader, &writer).await;
+    let told = event(
+        &reader.events,
+        |kind| matches!(kind, EventKind::Status { layer, ok: false, .. } if layer == "catalog"),
+    )
+    .await;
+    let EventKind::Status { message, .. } = told else { panic!("{told:?}") };
+    assert!(message.contains("make room"), "{message}");
+    std::fs::remove_file(&ballast).unwrap();
+    soon(shows(&reader, &writer, 3)).await;
+    reader.stop().await;
+    writer.stop().await;
+}
+
+#[tokio::test]
 async fn a_book_for_which_there_is_no_room_fails_and_is_resumed_when_there_is() {
     let Some((disk, _reading, writing, reader, writer)) = small_and_large().await else {
         println!("skipped: mounting a small tmpfs takes root");

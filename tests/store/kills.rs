@@ -1,7 +1,8 @@
 //! `kill -9` at random moments, in appends, replication and transfers: nothing that was acknowledged is
 //! lost, and what is left opens, verifies and goes on.
 //!
-//! `KILLS` says how often (24 unless set), `KILL_SEED` where to begin. A failure names its seed.
+//! `KILLS` says how often (24 unless set), `KILL_SEED` where to begin, `KILL_ROLE` who alone is killed. A
+//! failure names its seed.
 
 mod others;
 
@@ -25,7 +26,7 @@ use tokio::net::TcpStream;
 
 use self::others::{OtherLog, OtherServer};
 use crate::dice::Dice;
-use crate::support::{Disk, Server, connect, soon, until_state};
+use crate::support::{Disk, Server, connect, patience, soon, until_state};
 
 const VARIABLE: &str = "ALEX_P2P_KILLED";
 /// Entries an append, in turn.
@@ -33,6 +34,8 @@ const BATCHES: [u64; 3] = [1, 10, 500];
 /// The latest kill, after the victim began its work.
 const LATEST: Duration = Duration::from_millis(250);
 const BOOK_BYTES: usize = 3 << 20;
+/// Of every second book: it is often being put in its place when the end comes.
+const SMALL_BOOK_BYTES: usize = 100_000;
 
 /// What the process does that is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,8 +191,9 @@ async fn serve(role: Role, folder: &Path, batch: u64, at: SocketAddr, number: u6
 
 fn book_bytes(number: u64) -> Vec<u8> {
     let mut dice = Dice::new(number);
-    let mut bytes: Vec<u8> = Vec::with_capacity(BOOK_BYTES + 8);
-    while bytes.len() < BOOK_BYTES + number as usize % 70_000 {
+    let least = if number.is_multiple_of(2) { BOOK_BYTES } else { SMALL_BOOK_BYTES };
+    let mut bytes: Vec<u8> = Vec::with_capacity(least + 70_000);
+    while bytes.len() < least + number as usize % 70_000 {
         bytes.extend(dice.next().to_le_bytes());
     }
     bytes
@@ -226,7 +230,7 @@ impl Victim {
         });
         let mut victim = Self { child, lines };
         loop {
-            match victim.lines.recv_timeout(crate::PATIENCE) {
+            match victim.lines.recv_timeout(patience()) {
                 Ok(line) if line.contains("ready") => return victim,
                 Ok(_) => {}
                 Err(error) => {
@@ -383,7 +387,13 @@ impl Scene {
             _ => {}
         }
         drop(connection);
+        if self.role == Role::Receive {
+            only_whole_books(&again, self.folder.path(), seed);
+        }
         again.stop().await;
+        let left = std::fs::read_dir(self.folder.path().join("incoming")).unwrap();
+        let left: Vec<_> = left.map(|file| file.unwrap().file_name()).collect();
+        assert!(left.is_empty(), "seed {seed}: {left:?} is left");
         acknowledged
     }
 }
@@ -393,7 +403,18 @@ async fn arrived(server: &Server, from: &KeyPair, seed: u64) {
     let info = until_state(&transfer, State::Completed).await;
     let path = info.path.unwrap();
     assert!(std::fs::read(&path).unwrap() == book_bytes(seed), "seed {seed}: another book");
-    std::fs::remove_file(path).unwrap();
+}
+
+/// Every file among the books is what one completed transfer says it has fetched.
+fn only_whole_books(server: &Server, folder: &Path, seed: u64) {
+    let done = Filter { state: Some(State::Completed), limit: Some(10_000), ..Filter::default() };
+    let done = server.transfers.list(&done).unwrap();
+    let mut told: Vec<PathBuf> = done.into_iter().filter_map(|info| info.path).collect();
+    let files = std::fs::read_dir(folder.join("books")).unwrap();
+    let mut files: Vec<PathBuf> = files.map(|file| file.unwrap().path()).collect();
+    told.sort();
+    files.sort();
+    assert_eq!(files, told, "seed {seed}");
 }
 
 /// Waits until `reader` shows all of `writer`'s catalog.
@@ -433,7 +454,9 @@ async fn nothing_acknowledged_is_lost_when_a_process_is_killed() {
     while seed < first + kills {
         let scene = (seed / 3) as usize % ROLES.len();
         let end = (seed + 3).min(first + kills);
-        let role = ROLES[scene];
+        let only = std::env::var("KILL_ROLE").ok();
+        let only = only.and_then(|only| ROLES.into_iter().find(|role| format!("{role:?}") == only));
+        let role = only.unwrap_or(ROLES[scene]);
         println!("seeds {seed} to {} {role:?} {:?}", end - 1, began.elapsed());
         acknowledged[scene] += Scene::play(role, seed..end).await;
         seed = end;

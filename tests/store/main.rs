@@ -25,8 +25,6 @@ use alex_p2p::node::{BackupOptions, Node, NodeOptions};
 use alex_p2p::peers::AddOptions;
 use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
 fn book(number: usize) -> Book {
     let (id, title) = (format!("b{number}"), format!("Book number {number}"));
     Book { entry: BookEntry { id, title, ..BookEntry::default() }, source: None }
@@ -48,7 +46,9 @@ async fn until(node: &Node, what: &str, mut done: impl FnMut(&Node) -> bool) {
             let _ = tokio::time::timeout(Duration::from_millis(100), events.next()).await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("waited for {what}"));
+    tokio::time::timeout(support::patience(), wait)
+        .await
+        .unwrap_or_else(|_| panic!("waited for {what}"));
 }
 
 /// A writer and a reader that follows its catalog.
@@ -315,7 +315,7 @@ async fn a_copy_that_published_too_is_told_with_its_peer_and_goes_on_with_a_new_
             json.contains("\"status\"") && json.contains(&key)
         }) {}
     };
-    tokio::time::timeout(PATIENCE, told).await.unwrap();
+    tokio::time::timeout(support::patience(), told).await.unwrap();
     pair.writer.catalog().start_new_feed().await.unwrap();
     assert_eq!(pair.writer.catalog().trouble(), None);
     pair.writer.catalog().publish(books(30..31)).await.unwrap();
@@ -403,7 +403,7 @@ async fn damage_in_a_peers_feed_is_fetched_again() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, refetched).await.unwrap();
+    tokio::time::timeout(support::patience(), refetched).await.unwrap();
     assert!(verify().await.refetched.is_empty());
     pair.close().await;
 }

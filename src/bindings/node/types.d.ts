@@ -407,6 +407,11 @@ export interface CatalogVerification {
   entries: number
   /** The entries that are not, the first hundred. */
   damaged: number[]
+  /**
+   * How many entries and hashes of this server's catalog were damaged and are whole again: hashes follow from
+   * the entries, and entries were fetched back from connected peers.
+   */
+  mended: number
   /** What is wrong, in words. */
   problems: string[]
   /** Whether what is shown of this server's catalog was not what it says, and was made anew from it. */

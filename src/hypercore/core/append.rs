@@ -119,9 +119,15 @@ async fn append_all(
             blocking(move || sign(&inner, &blocks, survives)).await??
         }
     };
-    inner.storage.commit(Arc::clone(&signed.commit)).await?;
+    let stored = inner.storage.commit(Arc::clone(&signed.commit)).await;
     let mut state = lock(&inner.state);
     let start = state.roots.length;
+    if let Err(error) = stored {
+        // When only its sync failed, it is stored: blocks, nodes and bits that no later commit would
+        // take away, and with which the log could not be opened again.
+        state.pending.cut_to(start);
+        return Err(error.into());
+    }
     state.bits.insert_range(start, signed.roots.length);
     state.signature = Some(signed.signature);
     state.roots = Arc::new(signed.roots);
@@ -178,6 +184,7 @@ mod tests {
     use super::super::fixture::{block, create, memory, pair, reader, written};
     use super::super::{CreateOptions, OpenOptions};
     use super::*;
+    use crate::hypercore::flat_tree;
     use crate::hypercore::manifest::Manifest;
     use crate::hypercore::storage::{StorageError, StorageErrorKind};
 
@@ -238,6 +245,54 @@ mod tests {
         assert_eq!((core.state(), core.tree_hash()), before);
         storage.fail_commits(None);
         assert_eq!(core.append(vec![block(3)]).await.unwrap(), 4);
+    }
+
+    #[tokio::test]
+    async fn an_append_that_could_not_be_synced_leaves_no_bits_behind_the_end() {
+        let few = |count| vec![Bytes::from_static(b"b"); count];
+        let failure = || Some(StorageError::new(StorageErrorKind::Io, "no sync"));
+        // What fails goes beyond a page of the bitfield; what comes then does not, or not as far.
+        for (length, lost, next) in [(8_190, 300, 1), (8_190, 9_000, 2), (8_192, 300, 3), (0, 9, 2)]
+        {
+            let storage = memory();
+            let core = create(&storage);
+            core.append(few(length)).await.unwrap();
+            storage.fail_syncs(failure());
+            assert!(core.append(few(lost)).await.is_err());
+            assert_eq!(core.state().blocks, length as u64);
+            storage.fail_syncs(None);
+            let expected = create(&memory());
+            expected.append(few(length)).await.unwrap();
+            expected.append(few(next)).await.unwrap();
+            core.append(few(next)).await.unwrap();
+            let options = OpenOptions { writer: Some(pair()), ..OpenOptions::default() };
+            let again = Core::open(&storage.after_crash(), *core.key(), options).unwrap();
+            for core in [&core, &again] {
+                assert_eq!(
+                    (core.state(), core.tree_hash()),
+                    (expected.state(), expected.tree_hash())
+                );
+            }
+            assert!(again.verify(None).await.unwrap().whole);
+            let end = 2 * (length + lost) as u64;
+            let behind = (0..end).filter(|node| !flat_tree::is_within(*node, core.length()));
+            for node in behind.step_by(7) {
+                assert_eq!(again.inner.storage.node(node).unwrap(), None, "node {node}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_log_closed_after_an_append_that_could_not_be_synced_opens_as_it_was() {
+        let storage = memory();
+        let core = written(&storage, 3).await;
+        let before = (core.state(), core.tree_hash());
+        storage.fail_syncs(Some(StorageError::new(StorageErrorKind::Io, "no sync")));
+        assert!(core.append(vec![block(3); 5]).await.is_err());
+        storage.fail_syncs(None);
+        core.close().await.unwrap();
+        let again = reader(&storage, &core);
+        assert_eq!((again.state(), again.tree_hash()), before);
     }
 
     #[tokio::test]

@@ -150,6 +150,12 @@ impl Pending {
         self.bytes = blocks + OVERHEAD * self.nodes.len();
     }
 
+    /// Has the next commit take back what is stored beyond this length.
+    pub(super) fn cut_to(&mut self, length: u64) {
+        self.truncate = self.truncate.into_iter().chain([length]).min();
+        self.header = true;
+    }
+
     /// Whether nothing older than this knows of tree node `index` any more.
     fn hides_node(&self, index: u64) -> bool {
         self.truncate.is_some_and(|length| !flat_tree::is_within(index, length))

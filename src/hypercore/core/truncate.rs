@@ -23,7 +23,8 @@ impl Core {
     /// The fork is the one after the current unless another, greater one is given. Fails with
     /// [`CoreError::NotWritable`] where the log is not written, and with [`CoreError::Truncation`] when
     /// it is not as long, when the prologue would be cut, or when the fork is not greater. Cancelled,
-    /// it may or may not have cut.
+    /// it may or may not have cut. When the storage fails to sync, it has cut, but the loss of power may
+    /// take that back.
     pub async fn truncate(&self, length: u64, fork: Option<u64>) -> Result<u64, CoreError> {
         if self.inner.writer.is_none() || self.inner.file.is_some() {
             return Err(CoreError::NotWritable);
@@ -60,12 +61,21 @@ async fn truncate(inner: &Arc<Inner>, length: u64, fork: Option<u64>) -> Result<
         state.truncating = Some(length);
     }
     let stored = inner.storage.commit(signed.commit).await;
+    let is_cut = stored.is_ok() || is_stored(inner, signed.fork);
     let mut state = lock(&inner.state);
     state.truncating = None;
+    if is_cut {
+        state.fork_to(signed.fork, signed.roots, signed.signature, length);
+        inner.announce(&state);
+    }
     stored?;
-    state.fork_to(signed.fork, signed.roots, signed.signature, length);
-    inner.announce(&state);
     Ok(signed.fork)
+}
+
+/// Whether the storage has this fork although it said that it failed: it could not sync what it had
+/// stored. Blocks that are gone there must not be thought to be here.
+fn is_stored(inner: &Inner, fork: u64) -> bool {
+    matches!(inner.storage.header(), Ok(Some(header)) if header.fork == fork)
 }
 
 struct Signed {
@@ -197,6 +207,19 @@ mod tests {
         assert_eq!(core.get(4).unwrap(), Some(block(4)));
         storage.fail_commits(None);
         assert_eq!(core.truncate(2, None).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_cut_that_could_not_be_synced_is_what_the_storage_has() {
+        let storage = memory();
+        let core = written(&storage, 5).await;
+        storage.fail_syncs(Some(StorageError::new(StorageErrorKind::Io, "no sync")));
+        assert!(matches!(core.truncate(2, None).await, Err(CoreError::Storage(_))));
+        storage.fail_syncs(None);
+        assert_eq!((core.fork(), core.length(), core.get(4).unwrap()), (1, 2, None));
+        core.append(vec![block(9)]).await.unwrap();
+        assert_eq!(again(&storage, &core).state(), core.state());
+        assert!(again(&storage, &core).verify(None).await.unwrap().whole);
     }
 
     #[tokio::test]
