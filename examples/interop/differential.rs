@@ -1,18 +1,20 @@
 //! `interop differential <dir>`: one log that is written here and one that is read here, both with the
 //! same key and each in a database of its own, for a test that does the same with npm's hypercore.
 //!
-//! Prints `listening {writer, reader, clears}`: a port where the written log is served, one where the
-//! other is fetched, and whether `clear` is known. Every command is answered by one line, in order; what
-//! fails, by `{"event":"failed","error"}`. Bytes are hexadecimal.
+//! Prints `listening {writer, reader}`: a port where the written log is served, and one where the other
+//! is fetched. Every command is answered by one line, in order; what fails, by
+//! `{"event":"failed","error"}`. Bytes are hexadecimal.
 //!
 //! - `start {seed}`: both logs, empty, of this key pair → `state`
-//! - `append {blocks}`, `truncate {length, fork?}`, `state` → `state` of the written log
+//! - `append {blocks}`, `truncate {length, fork?}`, `clear {start, end}`, `state` → `state` of the written log
 //! - `reopen`, `reopen-reader`: closes it and opens it again → `state`
-//! - `synced {fork, length, blocks}`: waits until the other log is there, and `blocks` are here → `state`
+//! - `synced {fork, length, blocks}`: waits until the other log is there, and `blocks` are here → `state` with
+//!   no other blocks
 //! - `disconnect {reader, count}`: ends the connections of one of the logs, the `count`-th that it ever had
 //!   among them → `done`
 //! - `end`: closes both and removes what is stored → `done`
 
+use std::collections::BTreeSet;
 use std::io::BufRead;
 use std::path::Path;
 use std::time::Duration;
@@ -114,10 +116,7 @@ pub fn run(mut arguments: impl Iterator<Item = String>) -> Result<(), Failure> {
         Ok::<_, Failure>(Program { writer, reader, pair: None })
     })?;
     let (writer, reader) = (program.writer.port, program.reader.port);
-    println!(
-        "{}",
-        json!({"event": "listening", "writer": writer, "reader": reader, "clears": false})
-    );
+    println!("{}", json!({"event": "listening", "writer": writer, "reader": reader}));
     for line in std::io::stdin().lock().lines() {
         let command: Value = serde_json::from_str(&line?)?;
         let answer = runtime.block_on(program.run(&command));
@@ -151,6 +150,13 @@ impl Program {
                 core.truncate(number("length").ok_or("no length")?, number("fork")).await?;
                 state(core)
             }
+            "clear" => {
+                let (start, end) =
+                    (number("start").ok_or("no start")?, number("end").ok_or("no end")?);
+                let (core, handle) = self.writer.log.as_ref().ok_or("not started")?;
+                handle.clear(start..end).await?;
+                state(core)
+            }
             "state" => state(self.writer.core()?),
             "reopen" => {
                 let (key, pair) = self.pair.clone().ok_or("not started")?;
@@ -164,7 +170,7 @@ impl Program {
             }
             "synced" => {
                 let core = self.reader.core()?;
-                let blocks: Vec<u64> = serde_json::from_value(command["blocks"].clone())?;
+                let blocks = wanted(command)?;
                 let (fork, length) = (number("fork"), number("length"));
                 let mut changes = core.subscribe();
                 let there = changes.wait_for(|now| {
@@ -177,7 +183,7 @@ impl Program {
                     Ok(now) => drop(now?),
                     Err(_) => return Err(format!("the reader stays {:?}", core.state()).into()),
                 }
-                state(core)
+                state_of(core, Some(&blocks))
             }
             "disconnect" => {
                 let is_reader = command["reader"] == true;
@@ -199,16 +205,27 @@ impl Program {
     }
 }
 
-/// All there is to compare of a log. `blocks` are the indexes of those that are here, and `digest` is
-/// over their bytes.
+/// The indexes in `blocks` of a command.
+fn wanted(command: &Value) -> Result<BTreeSet<u64>, Failure> {
+    Ok(serde_json::from_value(command["blocks"].clone())?)
+}
+
 fn state(core: &Core) -> Result<Value, Failure> {
+    state_of(core, None)
+}
+
+/// All there is to compare of a log. `blocks` are the indexes of those that are here (and among `only`),
+/// and `digest` is over their bytes.
+fn state_of(core: &Core, only: Option<&BTreeSet<u64>>) -> Result<Value, Failure> {
     let now = core.state();
     let (mut blocks, mut bytes) = (Vec::new(), Vec::new());
     let mut at = 0;
     while let Some(index) = core.next_present(at) {
-        bytes.extend_from_slice(&core.get(index)?.ok_or(CoreError::MissingBlock(index))?);
-        blocks.push(index);
         at = index + 1;
+        if only.is_none_or(|only| only.contains(&index)) {
+            bytes.extend_from_slice(&core.get(index)?.ok_or(CoreError::MissingBlock(index))?);
+            blocks.push(index);
+        }
     }
     Ok(json!({
         "event": "state",
