@@ -259,9 +259,9 @@ export class Bench {
   async followed({ fork, length, blocks }) {
     const theirs = this.reader.core
     const isThere = () => theirs.fork === fork && theirs.length === length
-    // Where a fork leaves its own log, it finds out by the hashes above blocks that the peer has. Where those
-    // it would ask for were all cleared it asks for nothing any more, also when the peer has the hashes. What
-    // it looks for depends on which block it has picked before, by chance.
+    // Where a fork leaves its own log, it finds by the hashes above blocks that the peer has. Where all that
+    // it would ask for were cleared, it stays, though the peer has the hashes (clear.test.mjs). Which these
+    // are depends on the block it picked before, by chance.
     const isBlind = () => {
       const want = theirs.core.replicator._reorgs.find((reorg) => reorg.fork === fork)?.batch?.want
       return want && !blocks.some((index) => index >= want.start && index < want.end)
@@ -292,7 +292,7 @@ export class Bench {
 /**
  * Whether npm has all hashes of a log. Its `clear` drops those of blocks that stay, too (`clear` in its
  * session-state.js takes a sibling on the left for cleared). With them gone it hangs up on whoever asks for
- * those blocks, and cannot cut the log where they are roots: then nobody gets far with it, npm or we.
+ * those blocks, and cannot cut the log where they are roots (clear.test.mjs): nobody gets far with it then.
  */
 async function isWhole(core) {
   const reader = core.state.storage.read()
