@@ -13,12 +13,21 @@ const PROGRAMS_A_BENCH = 100
 test(`${programs} random programs leave npm hypercore and ours equal after every step`, async (t) => {
   const started = Date.now()
   let bench = null
-  let [steps, paused] = [0, 0]
+  let steps = 0
+  const odd = { paused: 0, uncut: 0, torn: 0, blind: 0 }
+  const close = async () => {
+    for (const kind of Object.keys(odd)) odd[kind] += bench?.[kind] ?? 0
+    await bench?.close()
+    bench = null
+  }
+  const soFar = (count) =>
+    `${count} programs, ${steps} steps, ${Math.round((Date.now() - started) / 1000)} s; npm paused us ${odd.paused} ` +
+    `times, could not follow ours ${odd.blind} times, had lost hashes ${odd.torn + odd.uncut} times`
   try {
     for (let seed = first; seed < first + programs; seed++) {
       if ((seed - first) % PROGRAMS_A_BENCH === 0) {
-        paused += bench?.paused ?? 0
-        await bench?.close()
+        await close()
+        if (seed > first) console.error(soFar(seed - first))
         bench = await Bench.open()
       }
       const program = programOf(seed)
@@ -26,19 +35,15 @@ test(`${programs} random programs leave npm hypercore and ours equal after every
       try {
         await bench.run(program, seed.toString(16))
       } catch (failure) {
-        await bench.close()
-        bench = null
+        await close()
         console.error(`seed ${seed} fails at step ${failure.step}: ${failure.message}`)
         const shortest = await shorten(program, failure, seed.toString(16))
         console.error(`the shortest that fails: ${JSON.stringify(shortest.program, null, 1)}`)
         throw shortest.failure
       }
-      if (seed % 1000 === 0) console.error(`${seed} programs, ${Math.round((Date.now() - started) / 1000)} s`)
     }
   } finally {
-    await bench?.close()
+    await close()
   }
-  paused += bench?.paused ?? 0
-  const seconds = Math.round((Date.now() - started) / 1000)
-  t.diagnostic(`${programs} programs, ${steps} steps, ${seconds} s; npm paused us ${paused} times`)
+  t.diagnostic(soFar(programs))
 })

@@ -1,20 +1,22 @@
 //! `interop differential <dir>`: one log that is written here and one that is read here, both with the
 //! same key and each in a database of its own, for a test that does the same with npm's hypercore.
 //!
-//! Prints `listening {writer, reader, clears}`: a port where the written log is served, one where the
-//! other is fetched, and whether `clear` is known. Every command is answered by one line, in order; what
-//! fails, by `{"event":"failed","error"}`. Bytes are hexadecimal.
+//! Prints `listening {writer, reader}`: a port where the written log is served, and one where the other
+//! is fetched. Every command is answered by one line, in order; what fails, by
+//! `{"event":"failed","error"}`. Bytes are hexadecimal.
 //!
 //! - `start {seed}`: both logs, empty, of this key pair → `state`
-//! - `append {blocks}`, `truncate {length, fork?}`, `state` → `state` of the written log
+//! - `append {blocks}`, `truncate {length, fork?}`, `clear {start, end}`, `state` → `state` of the written log
 //! - `reopen`, `reopen-reader`: closes it and opens it again → `state`
-//! - `synced {fork, length, blocks}`: waits until the other log is there, and `blocks` are here → `state`
+//! - `synced {fork, length, blocks}`: waits until the other log is there, and `blocks` are here → `state` with
+//!   no other blocks
 //! - `disconnect {reader, count}`: ends the connections of one of the logs, the `count`-th that it ever had
 //!   among them → `done`
 //! - `end`: closes both and removes what is stored → `done`
 
-use std::io::BufRead;
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
 use alex_p2p::crypto::{Hash, KeyPair, keyed_hash};
@@ -23,15 +25,15 @@ use alex_p2p::hypercore::{Core, CoreError, Manifest, OpenOptions, Storage};
 use alex_p2p::protomux::{MuxOptions, Protomux};
 use alex_p2p::secret_stream::connect_xx;
 use alex_p2p::store::{CoreStore, Database};
-use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+use super::command::{Answer, Failure, answer_all, blocks, hash, hex, number, text};
 
-/// How long the reader may take to get what the writer has.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How many seconds the reader may take to get what the writer has. They are counted one by one, so that those
+/// in which the whole machine stands still do not count.
+const PATIENCE: u32 = 20;
 
 /// A place for one log, and who is connected to it.
 struct Side {
@@ -114,41 +116,34 @@ pub fn run(mut arguments: impl Iterator<Item = String>) -> Result<(), Failure> {
         Ok::<_, Failure>(Program { writer, reader, pair: None })
     })?;
     let (writer, reader) = (program.writer.port, program.reader.port);
-    println!(
-        "{}",
-        json!({"event": "listening", "writer": writer, "reader": reader, "clears": false})
-    );
-    for line in std::io::stdin().lock().lines() {
-        let command: Value = serde_json::from_str(&line?)?;
-        let answer = runtime.block_on(program.run(&command));
-        let failed = |error: Failure| json!({"event": "failed", "error": error.to_string()});
-        println!("{}", answer.unwrap_or_else(failed));
-    }
-    Ok(())
+    println!("{}", json!({"event": "listening", "writer": writer, "reader": reader}));
+    answer_all(&runtime, async |command: &Value| program.run(command).await)
 }
 
 impl Program {
-    async fn run(&mut self, command: &Value) -> Result<Value, Failure> {
-        let number = |field: &str| command[field].as_u64();
-        match command["command"].as_str().unwrap_or_default() {
+    async fn run(&mut self, command: &Value) -> Answer {
+        match text(command, "command")? {
             "start" => {
-                let seed = unhex(&command["seed"])?.try_into().map_err(|_| "not 32 bytes")?;
-                let pair = KeyPair::from_seed(&seed);
+                let pair = KeyPair::from_seed(&hash(command, "seed")?);
                 let key = Manifest::single(pair.public_key()).key();
                 self.pair = Some((key, pair.clone()));
                 self.reader.open(key, None)?;
                 state(&self.writer.open(key, Some(pair))?)
             }
             "append" => {
-                let blocks = command["blocks"].as_array().ok_or("no blocks")?;
-                let blocks = blocks.iter().map(|block| Ok(Bytes::from(unhex(block)?)));
                 let core = self.writer.core()?;
-                core.append(blocks.collect::<Result<_, Failure>>()?).await?;
+                core.append(blocks(command)?).await?;
                 state(core)
             }
             "truncate" => {
                 let core = self.writer.core()?;
-                core.truncate(number("length").ok_or("no length")?, number("fork")).await?;
+                core.truncate(number(command, "length")?, command["fork"].as_u64()).await?;
+                state(core)
+            }
+            "clear" => {
+                let (start, end) = (number(command, "start")?, number(command, "end")?);
+                let (core, handle) = self.writer.log.as_ref().ok_or("not started")?;
+                handle.clear(start..end).await?;
                 state(core)
             }
             "state" => state(self.writer.core()?),
@@ -164,25 +159,31 @@ impl Program {
             }
             "synced" => {
                 let core = self.reader.core()?;
-                let blocks: Vec<u64> = serde_json::from_value(command["blocks"].clone())?;
-                let (fork, length) = (number("fork"), number("length"));
+                let blocks = wanted(command)?;
+                let (fork, length) = (number(command, "fork")?, number(command, "length")?);
                 let mut changes = core.subscribe();
                 let there = changes.wait_for(|now| {
-                    Some(now.fork) == fork
-                        && Some(now.length) == length
+                    (now.fork, now.length) == (fork, length)
                         && now.blocks >= blocks.len() as u64
                         && blocks.iter().all(|index| core.has(*index))
                 });
-                match tokio::time::timeout(PATIENCE, there).await {
-                    Ok(now) => drop(now?),
-                    Err(_) => return Err(format!("the reader stays {:?}", core.state()).into()),
+                let mut there = pin!(there);
+                let mut seconds = 0;
+                while seconds < PATIENCE {
+                    match tokio::time::timeout(Duration::from_secs(1), &mut there).await {
+                        Ok(now) => {
+                            drop(now?);
+                            return state_of(core, Some(&blocks));
+                        }
+                        Err(_) => seconds += 1,
+                    }
                 }
-                state(core)
+                Err(format!("the reader stays {:?}", core.state()).into())
             }
             "disconnect" => {
                 let is_reader = command["reader"] == true;
                 let side = if is_reader { &mut self.reader } else { &mut self.writer };
-                side.disconnect(number("count").ok_or("no count")? as usize).await?;
+                side.disconnect(number(command, "count")? as usize).await?;
                 Ok(json!({"event": "done"}))
             }
             "end" => {
@@ -199,16 +200,27 @@ impl Program {
     }
 }
 
-/// All there is to compare of a log. `blocks` are the indexes of those that are here, and `digest` is
-/// over their bytes.
-fn state(core: &Core) -> Result<Value, Failure> {
+/// The indexes in `blocks` of a command.
+fn wanted(command: &Value) -> Result<BTreeSet<u64>, Failure> {
+    Ok(serde_json::from_value(command["blocks"].clone())?)
+}
+
+fn state(core: &Core) -> Answer {
+    state_of(core, None)
+}
+
+/// All there is to compare of a log. `blocks` are the indexes of those that are here (and among `only`),
+/// and `digest` is over their bytes.
+fn state_of(core: &Core, only: Option<&BTreeSet<u64>>) -> Answer {
     let now = core.state();
     let (mut blocks, mut bytes) = (Vec::new(), Vec::new());
     let mut at = 0;
     while let Some(index) = core.next_present(at) {
-        bytes.extend_from_slice(&core.get(index)?.ok_or(CoreError::MissingBlock(index))?);
-        blocks.push(index);
         at = index + 1;
+        if only.is_none_or(|only| only.contains(&index)) {
+            bytes.extend_from_slice(&core.get(index)?.ok_or(CoreError::MissingBlock(index))?);
+            blocks.push(index);
+        }
     }
     Ok(json!({
         "event": "state",
@@ -221,14 +233,4 @@ fn state(core: &Core) -> Result<Value, Failure> {
         "blocks": blocks,
         "digest": hex(&keyed_hash(&[0; 32], &[&bytes])),
     }))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &Value) -> Result<Vec<u8>, Failure> {
-    let text = text.as_str().ok_or("not text")?;
-    let byte = |at| text.get(at..at + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
-    (0..text.len()).step_by(2).map(byte).collect::<Option<_>>().ok_or("not hexadecimal".into())
 }
