@@ -49,7 +49,8 @@ impl Pair {
         let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let lender = NodeOptions { limits, ..options(dirs[0].path(), &testnet) };
         let lender = Node::open(lender).await.unwrap();
-        let reader = Node::open(options(dirs[1].path(), &testnet)).await.unwrap();
+        let reader = NodeOptions { port: Some(free_port()), ..options(dirs[1].path(), &testnet) };
+        let reader = Node::open(reader).await.unwrap();
 
         let file = dirs[0].path().join("a book.epub");
         std::fs::write(&file, bytes).unwrap();
@@ -89,6 +90,13 @@ impl Pair {
         self.testnet.close().await;
         drop(self.dirs);
     }
+}
+
+/// A port below those that the system gives away: nobody takes it while the node is suspended.
+fn free_port() -> u16 {
+    let first = 20_000 + (std::process::id() % 8_000) as u16;
+    let is_free = |port: &u16| std::net::UdpSocket::bind(("127.0.0.1", *port)).is_ok();
+    (first..32_000).find(is_free).unwrap()
 }
 
 fn noise(count: u32) -> Vec<u8> {

@@ -187,11 +187,13 @@ async fn downloading_can_be_switched_on_and_the_core_removed() {
 async fn written_twice(first: u64, second: u64) -> (Node, Core, Node, Core) {
     let (a, b, keys) = (Node::new(), Node::new(), KeyPair::generate());
     let mut cores = Vec::new();
-    for (node, length, word) in [(&a, first, "block"), (&b, second, "other")] {
+    let other = |index| Bytes::from(format!("other {index}"));
+    for (node, blocks) in
+        [(&a, (0..first).map(block).collect()), (&b, (0..second).map(other).collect::<Vec<_>>())]
+    {
         let manifest = Manifest::single(keys.public_key());
         let options = CreateOptions { manifest, writer: Some(keys.clone()), compat: false };
         let core = Core::create(&node.storage, options).unwrap();
-        let blocks = (0..length).map(|i| Bytes::from(format!("{word} {i}"))).collect();
         core.append(blocks).await.unwrap();
         node.serve(&core);
         cores.push(core);

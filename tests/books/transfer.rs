@@ -323,6 +323,49 @@ async fn more_books_than_slots_and_open_requests_all_arrive() {
 }
 
 #[tokio::test]
+async fn small_books_of_one_title_land_together_under_names_of_their_own() {
+    let (a_disk, b_disk) = (Disk::new(), Disk::new());
+    let a = Server::start(&a_disk, Policy::AutoAccept).await;
+    let mut books = Vec::new();
+    for n in 0..12u64 {
+        let path = a_disk.file(&format!("{n}.epub"), 1_000 + 40_000 * n as usize, n + 1);
+        let entry = BookEntry { id: format!("{n}"), title: "One".into(), ..BookEntry::default() };
+        books.push(Book { entry, source: Some(BookSource::Path(path)) });
+    }
+    a.catalog.publish(books).await.unwrap();
+    let b = Server::start(&b_disk, Policy::AutoAccept).await;
+    let _connection = connect(&a, &b).await;
+    let mut transfers = Vec::new();
+    for n in 0..12 {
+        transfers.push(b.request(&a, &format!("{n}")).await);
+    }
+    let mut paths = std::collections::HashSet::new();
+    for (n, transfer) in transfers.iter().enumerate() {
+        let path = soon(transfer.done()).await.unwrap().path.unwrap();
+        assert_same(&path, &a_disk.path(&format!("{n}.epub")));
+        assert!(paths.insert(path));
+    }
+    b.transfers.close().await;
+    assert_eq!(incoming_files(&b_disk), 0);
+}
+
+#[tokio::test]
+async fn a_small_book_that_only_was_in_memory_is_fetched_again_after_a_crash() {
+    let (a_disk, b_disk, a, b) = pair(Policy::AutoAccept, 100_000).await;
+    b.request(&a, "book").await;
+    b.stop().await;
+    // As it is written down before the file is.
+    let database = rusqlite::Connection::open(b_disk.path("p2p.db")).unwrap();
+    assert_eq!(database.execute("UPDATE transfers SET state = 'verifying'", []).unwrap(), 1);
+    drop(database);
+    let b = Server::start(&b_disk, Policy::AutoAccept).await;
+    let _connection = connect(&a, &b).await;
+    let info = soon(b.only_transfer().done()).await.unwrap();
+    assert_eq!(info.state, State::Completed, "{info:?}");
+    assert_same(&info.path.unwrap(), &a_disk.path("original.epub"));
+}
+
+#[tokio::test]
 async fn a_streamed_book_is_spooled_sent_and_cleared_away() {
     let (a_disk, b_disk) = (Disk::new(), Disk::new());
     let file = a_disk.file("in-the-cloud", 2 * MIB, 3);
