@@ -25,7 +25,7 @@ pub(super) struct Mended {
 
 /// Puts right what can be. Entries that no connected peer has are left as they are.
 pub(super) async fn mend(live: &Live, found: &Verified) -> Result<Mended, CatalogError> {
-    live.core.put_nodes(&found.nodes).await?;
+    live.core.mend_tree(found).await?;
     // Also those that did not come back an earlier time. A feed that is not written fetches by itself.
     let missing = if live.core.writable() { missing(&live.core) } else { Vec::new() };
     let (theirs, lost) = match found.is_proven {

@@ -35,6 +35,8 @@ pub struct Verified {
     /// What the tree says of the blocks that are bad is proven by what was signed, so that they can be
     /// fetched again.
     pub is_proven: bool,
+    /// The fork that was read.
+    fork: u64,
 }
 
 impl Core {
@@ -45,7 +47,7 @@ impl Core {
     /// be are stored anew. Dropping the future ends the work soon.
     pub async fn verify(&self, progress: Option<Progress>) -> Result<Verified, CoreError> {
         let verified = self.check(progress).await?;
-        self.put_nodes(&verified.nodes).await?;
+        self.mend_tree(&verified).await?;
         let read_only =
             self.inner.file.as_ref().is_some_and(|file| file.access() == FileAccess::Read);
         if !verified.bad.is_empty() && !read_only {
@@ -69,7 +71,7 @@ impl Core {
         progress: Option<&Progress>,
         cancelled: &AtomicBool,
     ) -> Result<Verified, CoreError> {
-        let roots = self.locked(|state| Arc::clone(&state.roots));
+        let (fork, roots) = self.locked(|state| (state.fork, Arc::clone(&state.roots)));
         // Where a block and its leaf differ, one is believed or the other: what was signed tells which is
         // right, as long as it is always the same.
         let (mut by_leaves, mut by_blocks) = (Rebuilt::default(), None::<Rebuilt>);
@@ -84,7 +86,9 @@ impl Core {
                 return Err(CoreError::Cancelled);
             }
             at = index + 1;
-            let Some((block, leaf)) = self.as_stored(index)? else { continue };
+            let Some(Found { block, leaf }) = self.steady(|| self.as_stored(index))? else {
+                continue;
+            };
             count += 1;
             done += block.map_or(0, |block| block.size);
             if leaf.is_none() {
@@ -126,23 +130,24 @@ impl Core {
             nodes: if leads { found.wrong } else { Vec::new() },
             bad: found.bad,
             is_proven,
+            fork,
         })
     }
 
-    /// A block here as a leaf made of its bytes, if they can be read, and the leaf that is stored, if one is.
-    fn as_stored(&self, index: u64) -> Result<Option<(Option<Node>, Option<Node>)>, CoreError> {
+    /// What is stored of a block that is here.
+    fn as_stored(&self, index: u64) -> Result<Option<Found>, CoreError> {
         let computed = |block: Bytes| node::leaf(index, &block);
         Ok(match self.unchecked(index) {
             Ok(None) => None,
             Ok(Some((block, leaf))) => {
                 let block = computed(block);
-                Some((Some(block), leaf.or(Some(block))))
+                Some(Found { block: Some(block), leaf: leaf.or(Some(block)) })
             }
             Err(CoreError::MissingNode(_)) if self.inner.file.is_none() => {
-                Some((self.inner.storage.block(index)?.map(computed), None))
+                Some(Found { block: self.inner.storage.block(index)?.map(computed), leaf: None })
             }
             Err(CoreError::MissingBlock(_) | CoreError::FileChanged) => {
-                Some((None, self.inner.node(2 * index)?))
+                Some(Found { block: None, leaf: self.inner.node(2 * index)? })
             }
             Err(error) => return Err(error),
         })
@@ -169,15 +174,19 @@ impl Core {
         }
     }
 
-    /// Stores nodes of the tree anew, as [`Core::check`] found that they must be.
-    pub async fn put_nodes(&self, nodes: &[Node]) -> Result<(), CoreError> {
-        if nodes.is_empty() {
+    /// Stores nodes of the tree anew, as [`Core::check`] found that they must be, unless the log is another
+    /// fork by now.
+    pub async fn mend_tree(&self, found: &Verified) -> Result<(), CoreError> {
+        if found.nodes.is_empty() {
             return Ok(());
         }
         {
             let mut state = lock(&self.inner.state);
             state.check()?;
-            nodes.iter().for_each(|node| state.pending.put_node(*node));
+            if state.fork != found.fork {
+                return Ok(());
+            }
+            found.nodes.iter().for_each(|node| state.pending.put_node(*node));
         }
         self.flush().await
     }
@@ -213,6 +222,14 @@ impl Core {
         }
         self.flush().await
     }
+}
+
+/// What is stored of a block.
+struct Found {
+    /// The leaf that its bytes make, if they can be read.
+    block: Option<Node>,
+    /// Its leaf, if one is stored.
+    leaf: Option<Node>,
 }
 
 /// A tree made anew, as far as its leaves come one after the other.
@@ -299,7 +316,7 @@ mod tests {
                 assert_eq!((checked.bad.len(), checked.nodes.len()), (0, 1), "node {index}");
                 assert!(checked.whole && checked.is_proven);
                 assert_ne!(core.inner.storage.node(index).unwrap(), before);
-                core.put_nodes(&checked.nodes).await.unwrap();
+                core.mend_tree(&checked).await.unwrap();
                 assert_eq!(core.inner.storage.node(index).unwrap(), before);
             }
         }

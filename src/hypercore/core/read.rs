@@ -31,7 +31,10 @@ impl Core {
 
     /// Reads again when the log was cut meanwhile: what was read may be half of one fork and half of
     /// the other.
-    fn steady<T>(&self, read: impl Fn() -> Result<T, CoreError>) -> Result<T, CoreError> {
+    pub(super) fn steady<T>(
+        &self,
+        read: impl Fn() -> Result<T, CoreError>,
+    ) -> Result<T, CoreError> {
         let look = || self.locked(|state| (state.fork, state.truncating));
         let mut before = look();
         loop {
