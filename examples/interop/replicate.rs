@@ -235,7 +235,7 @@ impl Program {
                     .iter()
                     .map(|peer| {
                         json!({
-                            "remoteLength": peer.remote_length,
+                            "remoteLength": peer.remote.length,
                             "remoteContiguousLength": peer.remote_contiguous_length,
                             "downloadedBlocks": peer.downloaded_blocks,
                             "uploadedBlocks": peer.uploaded_blocks,

@@ -11,6 +11,7 @@ use super::view::{self, Feed};
 use super::{CatalogError, CatalogOptions, moves};
 use crate::crypto::random;
 use crate::error::{Error, ErrorCode};
+use crate::hypercore::replicator::{Head, PeerInfo};
 use crate::hypercore::{Core, Manifest, OpenOptions};
 use crate::store::StoreError;
 
@@ -51,11 +52,9 @@ impl OwnFeed {
         let Some(live) = &current.live else { return false };
         // What it says of its length, anybody can say.
         live.handle.ask_for_proofs();
-        let (here, peers) = (live.core.state(), live.handle.peers());
-        here.length > 0
-            && here.contiguous_length == here.length
-            && peers.iter().any(|peer| peer.proven_length == here.length)
-            && (is_over || peers.iter().all(|peer| peer.remote_length <= here.length))
+        let (state, peers) = (live.core.state(), live.handle.peers());
+        let here = Head { fork: state.fork, length: state.length };
+        here.length > 0 && state.contiguous_length == here.length && confirm(here, &peers, is_over)
     }
 
     /// Opens the feed again, to be written when nothing halts it.
@@ -152,6 +151,14 @@ impl OwnFeed {
     }
 }
 
+/// Whether a peer has proven that it has just what is here, and none says that it has more. A later fork is
+/// more, however short it is, and an earlier one never is: going on at a fork that was left would make two
+/// logs of one.
+fn confirm(here: Head, peers: &[PeerInfo], is_over: bool) -> bool {
+    peers.iter().any(|peer| peer.proven == here)
+        && (is_over || peers.iter().all(|peer| peer.remote <= here))
+}
+
 /// Appends every book on the catalog to a feed of its own; damaged entries of the old one are left out.
 async fn copy_books(
     options: &CatalogOptions,
@@ -197,4 +204,53 @@ fn page_of(connection: &Connection, first: i64, last: i64) -> Result<Vec<(i64, u
     )?;
     let page = rows.query_map(params![first, last, PAGE], |row| Ok((row.get(0)?, row.get(1)?)))?;
     Ok(page.collect::<Result<_, _>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(fork: u64, length: u64) -> Head {
+        Head { fork, length }
+    }
+
+    fn peer(remote: Head, proven: Head) -> PeerInfo {
+        PeerInfo {
+            public_key: crate::crypto::PublicKey::from_bytes([1; 32]),
+            remote,
+            proven,
+            remote_contiguous_length: 0,
+            downloaded_blocks: 0,
+            downloaded_bytes: 0,
+            uploaded_blocks: 0,
+            uploaded_bytes: 0,
+            hotswaps: 0,
+        }
+    }
+
+    #[test]
+    fn a_feed_is_confirmed_by_a_peer_that_has_proven_the_same_fork_and_length() {
+        let here = head(1, 5);
+        assert!(!confirm(here, &[], true));
+        assert!(confirm(here, &[peer(here, here)], false));
+        for other in [head(0, 5), head(1, 4), head(1, 6), head(2, 5)] {
+            assert!(!confirm(here, &[peer(here, other)], true), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_peer_that_says_it_has_more_is_waited_for_and_a_later_fork_is_more() {
+        let here = head(1, 5);
+        for (remote, is_more) in [
+            (head(1, 6), true),
+            (head(2, 1), true),
+            (head(2, 9), true),
+            (head(1, 4), false),
+            (head(0, 9), false),
+        ] {
+            let peers = [peer(here, here), peer(remote, Head::default())];
+            assert_eq!(confirm(here, &peers, false), !is_more, "{remote:?}");
+            assert!(confirm(here, &peers, true));
+        }
+    }
 }

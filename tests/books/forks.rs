@@ -4,12 +4,13 @@ use alex_p2p::catalog::{Book, BookEntry, ListOptions};
 use alex_p2p::crypto::KeyPair;
 use alex_p2p::events::EventKind;
 use alex_p2p::hypercore::replicator::{Policy as Serving, Replicator};
-use alex_p2p::hypercore::{Core, CreateOptions, Manifest, MemoryStorage};
+use alex_p2p::hypercore::{Core, CreateOptions, Manifest, MemoryStorage, OpenOptions};
 use alex_p2p::protomux::Protomux;
+use alex_p2p::store::StoreError;
 use alex_p2p::transfer::Policy;
 use bytes::Bytes;
 
-use crate::support::{Disk, Server, connect_stranger, event};
+use crate::support::{Disk, Server, connect_stranger, event, soon};
 
 /// A feed that is written by hand.
 struct Writer {
@@ -119,4 +120,73 @@ async fn other_catalogs_stay_when_one_is_cut() {
     assert_eq!(cut.shown(&server, 4, 4).await, titles((0..3).chain(50..51)));
     assert_eq!(other.titles(&server), titles(0..20));
     assert_eq!(server.catalog.list(&ListOptions::default()).unwrap().total, 1);
+}
+
+/// Writing on at the fork that was restored would make two logs of one.
+#[tokio::test]
+async fn a_restored_catalog_is_published_at_the_later_fork_that_a_peer_has() {
+    let disk = Disk::new();
+    let server = Server::start(&disk, Policy::AutoAccept).await;
+    let book = |id: &str| {
+        let entry = BookEntry { id: id.into(), title: id.into(), ..BookEntry::default() };
+        Book { entry, source: None }
+    };
+    server.catalog.publish(["a", "b", "c"].map(book).into()).await.unwrap();
+    let key = server.catalog.key();
+    // What a restore writes down, and what signs the feed.
+    let namespace = server
+        .database
+        .write(|transaction| {
+            transaction
+                .execute("INSERT INTO meta (name, value) VALUES ('catalog_restored', x'01')", [])?;
+            let sql = "SELECT value FROM meta WHERE name = 'catalog_namespace'";
+            Ok::<[u8; 32], StoreError>(transaction.query_row(sql, [], |row| row.get(0))?)
+        })
+        .await
+        .unwrap();
+    // A peer that has the feed as it is, and one that has a later fork of it, which is shorter.
+    let manifest = Manifest::single_in(server.key, namespace);
+    assert_eq!(manifest.key(), key);
+    let open = || Core::open(&MemoryStorage::new(), key, OpenOptions::default()).unwrap();
+    let (behind, reader) = (open(), Replicator::new());
+    reader.add(behind.clone(), Serving::fetch());
+    let stranger = KeyPair::generate();
+    let mux = connect_stranger(&server, &stranger).await;
+    reader.attach(&mux);
+    let mut changes = behind.subscribe();
+    changes.wait_for(|now| now.contiguous_length == 3).await.unwrap();
+    mux.close();
+    server.stop().await;
+    let storage = MemoryStorage::new();
+    let writer = CreateOptions { manifest, writer: Some(disk.keys.clone()), compat: false };
+    let writer = Core::create(&storage, writer).unwrap();
+    let entry =
+        |id: &str| Bytes::from(format!(r#"{{"type":"book-added","id":"{id}","title":"T"}}"#));
+    writer.append(vec![entry("x")]).await.unwrap();
+    writer.truncate(0, None).await.unwrap();
+    writer.append(vec![entry("later")]).await.unwrap();
+    writer.close().await.unwrap();
+    let ahead = Core::open(&storage, key, OpenOptions::default()).unwrap();
+
+    let server = Server::start(&disk, Policy::AutoAccept).await;
+    assert!(server.catalog.publish(vec![book("d")]).await.is_err());
+    let mut events = server.events.subscribe(None);
+    let _behind = connect_stranger(&server, &stranger).await;
+    reader.attach(&_behind);
+    let other = Replicator::new();
+    other.add(ahead.clone(), Serving::serve());
+    let _ahead = connect_stranger(&server, &KeyPair::generate()).await;
+    other.attach(&_ahead);
+    soon(async {
+        while server.catalog.trouble().is_some() {
+            events.next().await.unwrap();
+        }
+    })
+    .await;
+    server.catalog.publish(vec![book("d")]).await.unwrap();
+    let shown = server.catalog.list(&ListOptions::default()).unwrap();
+    let mut ids: Vec<_> = shown.books.into_iter().map(|book| book.id).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, ["d", "later"]);
+    assert_eq!(server.catalog.length(), 2);
 }

@@ -108,15 +108,24 @@ impl Policy {
     }
 }
 
+/// How far a log goes. Of two heads the greater is the later: a log that was cut goes on at another fork.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Head {
+    /// The fork.
+    pub fork: u64,
+    /// The length in blocks.
+    pub length: u64,
+}
+
 /// How one peer of a core does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerInfo {
     /// The peer.
     pub public_key: PublicKey,
-    /// The length in blocks that it says it has.
-    pub remote_length: u64,
-    /// The length that it has proven with a signature, last; 0 when it was never asked for a proof.
-    pub proven_length: u64,
+    /// What it says it has.
+    pub remote: Head,
+    /// What it has proven with a signature, last; nothing when it was never asked for a proof.
+    pub proven: Head,
     /// It says that it has all blocks below.
     pub remote_contiguous_length: u64,
     /// Blocks it sent that verified, on this channel.
@@ -259,8 +268,8 @@ impl CoreHandle {
         self.swarm.peers()
     }
 
-    /// Has the peers that say they are as long as this core prove it, once for each length; see
-    /// [`PeerInfo::proven_length`].
+    /// Has the peers that say they have as much as this core prove it, once for each head; see
+    /// [`PeerInfo::proven`].
     pub fn ask_for_proofs(&self) {
         self.swarm.ask_for_proofs();
     }

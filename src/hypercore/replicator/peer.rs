@@ -7,7 +7,6 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
-use super::Violation;
 use super::expected::ExpectedNodes;
 use super::forks::Following;
 use super::local::LocalCore;
@@ -16,6 +15,7 @@ use super::remote_bitfield::RemoteBitfield;
 use super::remote_wants::RemoteWants;
 use super::requests::{Asked, Downloads, Outstanding, PeerId, Scan};
 use super::upload::UploadQueue;
+use super::{Head, Violation};
 use crate::hypercore::messages::{Data, Message, NoData, NoDataReason, Sync, Want};
 
 /// After so many refusals in a row a peer is asked for nothing until it says something new.
@@ -92,10 +92,10 @@ pub(super) struct Peer {
     pub(super) upgrade_refused: bool,
     pub(super) manifest_asked: bool,
     pub(super) checked: bool,
-    /// For which length a proof was wanted last, though nothing is doubted.
-    pub(super) proof_wanted: u64,
-    /// The length that the peer has proven with a signature, last.
-    pub(super) proven: u64,
+    /// Of what a proof was wanted last, though nothing is doubted.
+    pub(super) proof_wanted: Head,
+    /// What the peer has proven with a signature, last.
+    pub(super) proven: Head,
     /// An upgrade did not verify: that is a violation unless the log was written twice, for which
     /// the peer is asked for a proof from the start.
     pub(super) suspicion: Option<Violation>,
@@ -130,6 +130,11 @@ pub(super) struct Peer {
     pub(super) out: Vec<Message>,
 }
 
+/// What a peer says it has.
+pub(super) fn head_of(sync: &Sync) -> Head {
+    Head { fork: sync.fork, length: sync.length }
+}
+
 impl Peer {
     /// A peer of which nothing is known yet.
     pub(super) fn new(id: PeerId, role: Role, now: Instant) -> Self {
@@ -155,8 +160,8 @@ impl Peer {
             upgrade_refused: false,
             manifest_asked: false,
             checked: false,
-            proof_wanted: 0,
-            proven: 0,
+            proof_wanted: Head::default(),
+            proven: Head::default(),
             suspicion: None,
             convicted: false,
             refusals: 0,
@@ -241,21 +246,24 @@ impl Peer {
         if self.retries > MAX_RETRIES { Err(Violation::NeverFits) } else { Ok(()) }
     }
 
-    /// Has the peer prove a log of this length, if it says that it has one.
-    pub(super) fn want_proof(&mut self, length: u64) {
-        let says = self.remote.is_some_and(|remote| remote.length == length);
-        if says && self.proof_wanted != length && self.proven != length {
-            (self.proof_wanted, self.checked) = (length, false);
+    /// Has the peer prove that it has this much, if it says that it has.
+    pub(super) fn want_proof(&mut self, head: Head) {
+        let says = self.remote.as_ref().map(head_of) == Some(head);
+        if says && self.proof_wanted != head && self.proven != head {
+            (self.proof_wanted, self.checked) = (head, false);
         }
     }
 
     fn note_proof(&mut self, delivery: &Delivery) {
         let Some(upgrade) = &delivery.data.upgrade else { return };
-        let end = upgrade.start.saturating_add(upgrade.length);
-        match delivery.outstanding.asked {
-            Asked::Check { length } if upgrade.start == 0 && end == length => self.proven = end,
-            Asked::Upgrade { .. } => self.proven = end,
-            _ => {}
+        let length = upgrade.start.saturating_add(upgrade.length);
+        let is_proof = match delivery.outstanding.asked {
+            Asked::Check { length: asked } => upgrade.start == 0 && length == asked,
+            Asked::Upgrade { .. } | Asked::Fork { .. } => true,
+            _ => false,
+        };
+        if is_proof {
+            self.proven = Head { fork: delivery.outstanding.fork, length };
         }
     }
 

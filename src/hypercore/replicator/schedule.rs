@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::hotswap::Pace;
 use super::local::LocalCore;
-use super::peer::Peer;
+use super::peer::{Peer, head_of};
 use super::requests::{Asked, Downloads, Outstanding};
 use crate::hypercore::messages::{
     Message, Request, RequestNode, RequestSeek, RequestUpgrade, Want,
@@ -77,7 +77,7 @@ impl Peer {
             return self.follow_fork(remote, core, downloads, now);
         }
         let willing = remote.uploading && remote.fork == core.fork();
-        let proof_wanted = self.proof_wanted == remote.length;
+        let proof_wanted = self.proof_wanted == head_of(&remote);
         let doubtful = core.is_writer() || self.suspicion.is_some() || proof_wanted;
         if willing && doubtful && remote.length > 0 && !self.checked {
             self.checked = true;

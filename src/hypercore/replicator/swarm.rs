@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::peer::{Counters, Delivery, Outcome, Peer, Role};
+use super::peer::{Counters, Delivery, Outcome, Peer, Role, head_of};
 use super::requests::{Downloads, PeerId};
-use super::{Download, PeerInfo, Policy, Violation};
+use super::{Download, Head, PeerInfo, Policy, Violation};
 use crate::crypto::{Hash, PublicKey};
 use crate::hypercore::core::{Path, Reorg};
 use crate::hypercore::messages::{Message, Request};
@@ -34,7 +34,8 @@ pub(super) struct Swarm {
     pub(super) closed: CancellationToken,
     policy: Mutex<Policy>,
     state: Mutex<State>,
-    /// Counts what may let a wait in `fetch.rs` end besides changes of the core.
+    /// Counts what may let a wait in `fetch.rs` end besides changes of the core: peers that say what they
+    /// have or leave, and places of bytes that become known.
     pub(super) progress: watch::Sender<u64>,
 }
 
@@ -134,11 +135,11 @@ impl Swarm {
         }
     }
 
-    /// Has peers that say they are as long as we are prove that.
+    /// Has peers that say they have as much as we have prove that.
     pub(super) fn ask_for_proofs(&self) {
-        let length = self.core.length();
+        let CoreChange { fork, length, .. } = self.core.state();
         for member in self.state().members.values_mut() {
-            member.peer.want_proof(length);
+            member.peer.want_proof(Head { fork, length });
         }
         self.wake_all();
     }
@@ -189,9 +190,9 @@ impl Swarm {
             } = member.peer.counters;
             PeerInfo {
                 public_key: member.public_key,
-                remote_length: member.peer.remote.map_or(0, |remote| remote.length),
+                remote: member.peer.remote.as_ref().map(head_of).unwrap_or_default(),
                 remote_contiguous_length: member.peer.bits.contiguous(),
-                proven_length: member.peer.proven,
+                proven: member.peer.proven,
                 downloaded_blocks,
                 downloaded_bytes,
                 uploaded_blocks,
@@ -245,13 +246,20 @@ impl Membership {
     /// Takes messages; what they deliver is to be applied, in order, and reported with `finish`.
     pub(super) fn receive(&self, messages: Vec<Message>) -> Result<Vec<Delivery>, Violation> {
         let (now, mut deliveries) = (now(), Vec::new());
-        self.with(|peer, downloads, core| {
+        let says = |message: &Message| {
+            matches!(message, Message::Sync(_) | Message::Range(_) | Message::Bitfield(_))
+        };
+        let says = messages.iter().any(says);
+        let received = self.with(|peer, downloads, core| {
             for message in messages {
                 deliveries.extend(peer.receive(message, core, downloads, now)?);
             }
             Ok(deliveries)
-        })
-        .unwrap_or_else(|| Ok(Vec::new()))
+        });
+        if says {
+            self.swarm.progress.send_modify(|count| *count += 1);
+        }
+        received.unwrap_or_else(|| Ok(Vec::new()))
     }
 
     /// Reports what became of deliveries.
@@ -394,5 +402,7 @@ impl Drop for Membership {
         for member in members.values() {
             member.wake.notify_one();
         }
+        drop(state);
+        self.swarm.progress.send_modify(|count| *count += 1);
     }
 }
