@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::replay::Replay;
@@ -27,6 +28,8 @@ pub(super) struct PeerFeeds {
     open: Mutex<HashMap<PublicKey, Arc<PeerFeed>>>,
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
+    /// Counts the feeds that were let go.
+    gone: watch::Sender<u64>,
 }
 
 /// One peer's feed.
@@ -66,6 +69,18 @@ impl PeerFeeds {
     pub(super) fn core(&self, peer: &PublicKey, key: &[u8; 32]) -> Option<Core> {
         let open = lock(&self.open);
         open.get(peer).filter(|feed| feed.key == *key).map(|feed| feed.core.clone())
+    }
+
+    /// Changes whenever a feed was let go.
+    pub(super) fn gone(&self) -> watch::Receiver<u64> {
+        self.gone.subscribe()
+    }
+
+    /// Whether this feed is followed as the peer's, once what is being changed is.
+    pub(super) async fn follows(&self, peer: &PublicKey, key: &[u8; 32]) -> bool {
+        // One that is opened again is closed for a moment.
+        let _one = self.changing.lock().await;
+        self.is_open(peer, key)
     }
 
     /// The core of the feed that is followed as the peer's.
@@ -272,6 +287,7 @@ impl PeerFeeds {
         let feed = lock(&self.open).remove(peer);
         if let Some(feed) = feed {
             feed.close().await;
+            self.gone.send_modify(|count| *count += 1);
         }
     }
 
@@ -279,6 +295,7 @@ impl PeerFeeds {
         let feed = lock(&self.open).remove(peer);
         if let Some(feed) = feed {
             feed.delete(options).await;
+            self.gone.send_modify(|count| *count += 1);
         }
     }
 
@@ -292,7 +309,8 @@ impl PeerFeeds {
     }
 }
 
-fn is_damage(error: &CoreError) -> bool {
+/// Whether a core cannot be read any more, but could be fetched again.
+pub(super) fn is_damage(error: &CoreError) -> bool {
     Error::from(error.clone()).code == ErrorCode::Corrupt
 }
 

@@ -13,23 +13,25 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::entry::{self, Entry};
-use super::feeds::{share, signed_by};
+use super::feeds::{is_damage, share, signed_by};
 use super::own::Live;
 use super::{CatalogError, Inner};
-use crate::crypto::PublicKey;
+use crate::crypto::{PublicKey, discovery_key};
 use crate::events::EventKind;
-use crate::hypercore::{Core, OpenOptions};
+use crate::hypercore::replicator::CoreHandle;
+use crate::hypercore::{Core, CoreError, OpenOptions};
 use crate::sync::lock;
 use crate::time::{now_ms, rfc3339};
 
 const TYPE: &str = "feed-moved";
-/// How often a new feed that does not come is thought about.
-const TICK: Duration = Duration::from_secs(2);
-/// How long connected peers are given to hear of a new feed, and how often they are looked at.
+/// How long a new feed rests that could not be opened or stored, doubled each time up to the second.
+const RETRY: Duration = Duration::from_secs(2);
+const LAST_RETRY: Duration = Duration::from_secs(5 * 60);
+/// How long connected peers are given to hear of a new feed.
 const HEAR: Duration = Duration::from_secs(2);
-const LOOK: Duration = Duration::from_millis(20);
-/// How many feeds that were left are remembered, so that two that name each other are not followed around.
-const MAX_LEFT: usize = 1024;
+/// How many feeds that were left are remembered, so that two that name each other are not followed around,
+/// and how many that were refused.
+const MAX_REMEMBERED: usize = 1024;
 
 #[derive(Deserialize)]
 struct Fields {
@@ -53,14 +55,17 @@ pub(super) fn decode(block: &[u8]) -> Option<[u8; 32]> {
     Some(*key.as_bytes())
 }
 
-/// New feeds that are being fetched.
+/// New feeds that are being fetched: of each peer the one that its feed names now.
 #[derive(Default)]
 pub(super) struct Moves {
-    pending: Mutex<HashMap<[u8; 32], Pending>>,
+    pending: Mutex<HashMap<PublicKey, Pending>>,
     left: Mutex<HashSet<[u8; 32]>>,
+    /// Feeds that a peer named and another server signs.
+    refused: Mutex<HashSet<(PublicKey, [u8; 32])>>,
 }
 
 struct Pending {
+    key: [u8; 32],
     stop: CancellationToken,
     done: JoinHandle<()>,
 }
@@ -68,29 +73,47 @@ struct Pending {
 impl Moves {
     /// Lets go of a new feed, so that somebody else may open it.
     pub(super) async fn stop(&self, key: &[u8; 32]) {
-        let pending = lock(&self.pending).remove(key);
-        if let Some(Pending { stop, done }) = pending {
-            stop.cancel();
-            // A panic was reported where it happened.
-            let _ = done.await;
-        }
+        ended(self.take(|_, pending| pending.key == *key)).await;
     }
 
     /// Lets go of all of them.
     pub(super) async fn close(&self) {
-        let keys: Vec<_> = lock(&self.pending).keys().copied().collect();
-        for key in keys {
-            self.stop(&key).await;
-        }
+        ended(self.take(|_, _| true)).await;
     }
 
-    fn leave(&self, key: [u8; 32]) {
-        let mut left = lock(&self.left);
-        if left.len() >= MAX_LEFT {
-            left.clear();
-        }
-        left.insert(key);
+    /// Takes out those that `which` says, and stops them.
+    fn take(&self, mut which: impl FnMut(&PublicKey, &mut Pending) -> bool) -> Vec<Pending> {
+        let mut pending = lock(&self.pending);
+        let taken = pending.extract_if(|peer, pending| which(peer, pending));
+        let taken: Vec<_> = taken.map(|(_, pending)| pending).collect();
+        taken.iter().for_each(|pending| pending.stop.cancel());
+        taken
     }
+
+    /// Forgets one that came to its end.
+    fn finish(&self, peer: &PublicKey, stop: &CancellationToken) {
+        let mut pending = lock(&self.pending);
+        // Stopped, it is out already, and another may be in its place.
+        if !stop.is_cancelled() {
+            pending.remove(peer);
+        }
+    }
+}
+
+/// Waits until all have let go of their cores.
+async fn ended(stopped: Vec<Pending>) {
+    for pending in stopped {
+        // A panic was reported where it happened.
+        let _ = pending.done.await;
+    }
+}
+
+fn remember<T: std::hash::Hash + Eq>(set: &Mutex<HashSet<T>>, item: T) {
+    let mut set = lock(set);
+    if set.len() >= MAX_REMEMBERED {
+        set.clear();
+    }
+    set.insert(item);
 }
 
 /// Looks at every feed that changes, and at those that are here at the start.
@@ -122,88 +145,169 @@ fn look_at(catalog: &Weak<Inner>, peer: PublicKey) {
     let Ok(Some(last)) = old.get(state.length - 1) else { return };
     let Some(key) = decode(&last) else { return };
     let moves = &inner.moves;
-    let mut pending = lock(&moves.pending);
+    let wanted = Wanted { peer, old: *old.key(), key };
+    let is_named = lock(&moves.pending).get(&peer).is_some_and(|pending| pending.key == key);
     if inner.cancel.is_cancelled()
-        || pending.contains_key(&key)
+        || is_named
         || lock(&moves.left).contains(&key)
-        || key == *old.key()
+        || lock(&moves.refused).contains(&(peer, key))
+        || key == wanted.old
         || key == inner.own.current().key
         || inner.peers.holder(&key).is_some()
     {
         return;
     }
+    // What the peer named before does not count any more. And a core is open once: what others have named
+    // must not keep this peer from it.
+    let before = moves.take(|other, pending| *other == peer || pending.key == key);
     let stop = inner.cancel.child_token();
-    let done = crate::tasks::spawn(fetch(catalog.clone(), peer, *old.key(), key, stop.clone()));
-    pending.insert(key, Pending { stop, done });
+    let fetching = fetch(catalog.clone(), wanted, stop.clone());
+    let done = crate::tasks::spawn(async move {
+        ended(before).await;
+        fetching.await;
+    });
+    lock(&moves.pending).insert(peer, Pending { key, stop, done });
 }
 
-/// Fetches a new feed, and follows it as the peer's once it is here.
-async fn fetch(
-    catalog: Weak<Inner>,
+/// A feed in which a peer's catalog goes on.
+#[derive(Clone, Copy)]
+struct Wanted {
     peer: PublicKey,
     old: [u8; 32],
     key: [u8; 32],
-    stop: CancellationToken,
-) {
-    let Some(inner) = catalog.upgrade() else { return };
-    let core = match Core::open(&*inner.options.storage, key, OpenOptions::default()) {
-        Ok(core) => core,
-        Err(error) => {
-            tracing::warn!(peer = peer.short(), %error, "a peer's new feed does not open");
-            return;
-        }
-    };
-    let handle = share(&inner.options, peer, &core);
-    drop(inner);
-    let is_here = stop.run_until_cancelled(arrival(&catalog, peer, old, &core)).await;
-    handle.close();
-    if let Err(error) = core.close().await {
-        tracing::warn!(%error, "a peer's new feed did not close cleanly");
-    }
-    let Some(inner) = catalog.upgrade() else { return };
-    if is_here != Some(true) {
-        return;
-    }
-    inner.moves.leave(old);
-    if let Err(error) = inner.peers.set(&inner.options, peer, key).await {
-        tracing::warn!(peer = peer.short(), %error, "a peer's new feed is not followed");
-    }
-    lock(&inner.moves.pending).remove(&key);
 }
 
-/// Waits until all of a feed is here. False when it is not the peer's, or the old one is not followed any
-/// more.
-async fn arrival(catalog: &Weak<Inner>, peer: PublicKey, old: [u8; 32], core: &Core) -> bool {
-    let mut changes = core.subscribe();
-    loop {
-        let state = *changes.borrow_and_update();
-        if state.has_manifest && !signed_by(core, &peer) {
+/// What became of a new feed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Arrival {
+    /// All of it is here.
+    Whole,
+    /// Another server signs it.
+    Foreign,
+    /// It is of no use any more, or the catalog closes.
+    Over,
+    /// It could not be opened or stored now.
+    Failed,
+}
+
+/// Fetches a new feed, and follows it as the peer's once it is here.
+async fn fetch(catalog: Weak<Inner>, wanted: Wanted, stop: CancellationToken) {
+    let mut rest = RETRY;
+    let arrival = loop {
+        let arrival = attempt(&catalog, wanted, &stop).await;
+        if arrival != Arrival::Failed {
+            break arrival;
+        }
+        if stop.run_until_cancelled(tokio::time::sleep(rest)).await.is_none() {
+            break Arrival::Over;
+        }
+        rest = (rest * 2).min(LAST_RETRY);
+    };
+    let Some(inner) = catalog.upgrade() else { return };
+    let Wanted { peer, old, key } = wanted;
+    match arrival {
+        Arrival::Whole => {
+            remember(&inner.moves.left, old);
+            if let Err(error) = inner.peers.set(&inner.options, peer, key).await {
+                tracing::warn!(peer = peer.short(), %error, "a peer's new feed is not followed");
+            }
+        }
+        Arrival::Foreign => {
             tracing::warn!(
                 peer = peer.short(),
                 "a peer's feed names one that another server signs"
             );
-            return false;
+            remember(&inner.moves.refused, (peer, key));
         }
-        if state.length > 0 && state.contiguous_length == state.length {
-            return true;
-        }
-        if state.closed || catalog.upgrade().is_none_or(|i| i.peers.core(&peer, &old).is_none()) {
-            return false;
-        }
-        let _ = tokio::time::timeout(TICK, changes.changed()).await;
+        Arrival::Over | Arrival::Failed => {}
     }
+    inner.moves.finish(&peer, &stop);
+}
+
+/// Fetches a new feed as long as it can be stored.
+async fn attempt(catalog: &Weak<Inner>, wanted: Wanted, stop: &CancellationToken) -> Arrival {
+    let Some(inner) = catalog.upgrade() else { return Arrival::Over };
+    let Wanted { peer, key, .. } = wanted;
+    if stop.is_cancelled() || inner.peers.holder(&key).is_some() {
+        return Arrival::Over;
+    }
+    let storage = &inner.options.storage;
+    let mut opened = Core::open(&**storage, key, OpenOptions::default());
+    if let Err(error) = &opened
+        && is_damage(error)
+    {
+        tracing::warn!(peer = peer.short(), %error, "a peer's new feed is fetched anew");
+        if storage.remove(&discovery_key(&key)).await.is_ok() {
+            opened = Core::open(&**storage, key, OpenOptions::default());
+        }
+    }
+    let core = match opened {
+        Ok(core) => core,
+        Err(error) => {
+            tracing::warn!(peer = peer.short(), %error, "a peer's new feed does not open");
+            return Arrival::Failed;
+        }
+    };
+    let handle = share(&inner.options, peer, &core);
+    drop(inner);
+    let arrival = tokio::select! {
+        arrival = arrival(&handle, &peer) => arrival,
+        () = gone(catalog, wanted) => Arrival::Over,
+        () = stop.cancelled() => Arrival::Over,
+    };
+    handle.close();
+    if let Err(error) = core.close().await {
+        tracing::warn!(%error, "a peer's new feed did not close cleanly");
+        return if arrival == Arrival::Whole { Arrival::Failed } else { arrival };
+    }
+    arrival
+}
+
+/// Waits until the feed that was left is not followed any more.
+async fn gone(catalog: &Weak<Inner>, Wanted { peer, old, .. }: Wanted) {
+    let Some(mut gone) = catalog.upgrade().map(|inner| inner.peers.gone()) else { return };
+    loop {
+        gone.mark_unchanged();
+        let Some(inner) = catalog.upgrade() else { return };
+        if !inner.peers.follows(&peer, &old).await {
+            return;
+        }
+        drop(inner);
+        if gone.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Waits until all of a feed is here, or it shows that it is not the peer's.
+async fn arrival(handle: &CoreHandle, peer: &PublicKey) -> Arrival {
+    let core = handle.core();
+    let look = || {
+        let state = core.state();
+        if state.has_manifest && !signed_by(core, peer) {
+            return Ok(Some(Arrival::Foreign));
+        }
+        let is_whole = state.length > 0 && state.contiguous_length == state.length;
+        Ok(is_whole.then_some(Arrival::Whole))
+    };
+    handle.until(look).await.unwrap_or_else(|error| {
+        if matches!(error, CoreError::Closed) {
+            return Arrival::Over;
+        }
+        tracing::warn!(peer = peer.short(), %error, "a peer's new feed could not be stored");
+        Arrival::Failed
+    })
 }
 
 /// Says in an own feed where the catalog goes on, and gives connected peers a moment to hear it.
 pub(super) async fn announce(live: &Live, key: &[u8; 32]) -> Result<(), CatalogError> {
     let length = live.core.append(vec![encode(key)]).await?;
     live.replay.catch_up().await?;
-    let heard = async {
-        while live.handle.peers().iter().any(|peer| peer.remote_contiguous_length < length) {
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    if tokio::time::timeout(HEAR, heard).await.is_err() {
+    let heard = live.handle.until(|| {
+        let peers = live.handle.peers();
+        Ok(peers.iter().all(|peer| peer.remote_contiguous_length >= length).then_some(()))
+    });
+    if !matches!(tokio::time::timeout(HEAR, heard).await, Ok(Ok(()))) {
         tracing::debug!("not every peer has heard of the new feed before it begins");
     }
     Ok(())

@@ -1,10 +1,15 @@
 //! A catalog that goes on in another feed: its last entry says so.
 
+use std::sync::Arc;
+
 use alex_p2p::catalog::{Book, BookEntry};
 use alex_p2p::crypto::{KeyPair, PublicKey};
-use alex_p2p::hypercore::replicator::{EventKind as CoreEvent, Policy as CorePolicy, Replicator};
+use alex_p2p::hypercore::replicator::{
+    Event, EventKind as CoreEvent, Policy as CorePolicy, Replicator,
+};
 use alex_p2p::hypercore::{Core, CreateOptions, Manifest, MemoryStorage};
 use alex_p2p::protomux::Protomux;
+use alex_p2p::store::StoreError;
 use alex_p2p::transfer::Policy;
 
 use crate::support::{Disk, Server, connect, connect_stranger, soon};
@@ -92,20 +97,96 @@ async fn a_feed_leads_to_no_feed_that_another_server_signs() {
     server.catalog.set_feed(keys.public_key(), *old.key()).await.unwrap();
     let theirs = server.catalog.of(keys.public_key());
     // It was fetched far enough to see whose it is, and let go.
-    let mut told = replicator.events();
+    told(&mut replicator.events(), &foreign, |kind| matches!(kind, CoreEvent::PeerLeft)).await;
+    let status = theirs.status().unwrap().unwrap();
+    assert_eq!(status.feed_key, PublicKey::from_bytes(*old.key()).to_z32());
+    assert!(theirs.get("stolen").unwrap().is_none());
+    drop(mux);
+}
+
+/// Waits until the replicator says that of this core.
+async fn told(
+    events: &mut tokio::sync::broadcast::Receiver<Event>,
+    core: &Core,
+    wanted: impl Fn(&CoreEvent) -> bool,
+) {
     soon(async {
         loop {
-            let event = told.recv().await.unwrap();
-            if event.key == *foreign.key() && matches!(event.kind, CoreEvent::PeerLeft) {
+            let event = events.recv().await.unwrap();
+            if event.key == *core.key() && wanted(&event.kind) {
                 return;
             }
         }
     })
     .await;
-    let status = theirs.status().unwrap().unwrap();
-    assert_eq!(status.feed_key, PublicKey::from_bytes(*old.key()).to_z32());
-    assert!(theirs.get("stolen").unwrap().is_none());
-    drop(mux);
+}
+
+#[tokio::test]
+async fn a_feed_that_names_another_new_feed_lets_go_of_the_one_before() {
+    let disk = Disk::new();
+    let server = Server::start(&disk, Policy::AutoAccept).await;
+    let keys = KeyPair::generate();
+    let first = log(&keys, 2, vec![added("never")]).await;
+    let second = log(&keys, 3, vec![added("x"), added("y")]).await;
+    let old = log(&keys, 1, vec![added("a"), moved(&first)]).await;
+    let (_mux, replicator) = serve(&server, &keys, &[&old, &second]).await;
+    replicator
+        .add(first.clone(), CorePolicy { upload: Arc::new(|_| false), ..CorePolicy::serve() });
+    let mut events = replicator.events();
+    server.catalog.set_feed(keys.public_key(), *old.key()).await.unwrap();
+    told(&mut events, &first, |kind| matches!(kind, CoreEvent::PeerJoined)).await;
+    old.append(vec![moved(&second).into()]).await.unwrap();
+    told(&mut events, &first, |kind| matches!(kind, CoreEvent::PeerLeft)).await;
+    let theirs = server.catalog.of(keys.public_key());
+    eventually(|| theirs.status().unwrap().is_some_and(|status| status.books == 2)).await;
+    let key = PublicKey::from_bytes(*second.key()).to_z32();
+    assert_eq!(theirs.status().unwrap().unwrap().feed_key, key);
+}
+
+#[tokio::test]
+async fn a_new_feed_that_another_server_named_before_is_fetched_nevertheless() {
+    let disk = Disk::new();
+    let server = Server::start(&disk, Policy::AutoAccept).await;
+    let (keys, others) = (KeyPair::generate(), KeyPair::generate());
+    let new = log(&keys, 2, vec![added("a"), added("b")]).await;
+    let foreign = log(&others, 1, vec![added("z"), moved(&new)]).await;
+    let _theirs = serve(&server, &others, &[&foreign]).await;
+    server.catalog.set_feed(others.public_key(), *foreign.key()).await.unwrap();
+    let other = server.catalog.of(others.public_key());
+    eventually(|| other.status().unwrap().is_some_and(|status| status.books == 1)).await;
+    let old = log(&keys, 1, vec![added("a"), moved(&new)]).await;
+    let _mine = serve(&server, &keys, &[&old, &new]).await;
+    server.catalog.set_feed(keys.public_key(), *old.key()).await.unwrap();
+    let theirs = server.catalog.of(keys.public_key());
+    eventually(|| theirs.status().unwrap().is_some_and(|status| status.books == 2)).await;
+    assert_eq!(other.status().unwrap().unwrap().books, 1);
+}
+
+#[tokio::test]
+async fn a_new_feed_that_is_damaged_here_is_fetched_anew() {
+    let disk = Disk::new();
+    let server = Server::start(&disk, Policy::AutoAccept).await;
+    let keys = KeyPair::generate();
+    let new = log(&keys, 2, vec![added("a"), added("b")]).await;
+    let old = log(&keys, 1, vec![added("a"), moved(&new)]).await;
+    let (discovery_key, key) = (*new.discovery_key(), *new.key());
+    // It says that it has seven blocks, and has no tree.
+    server
+        .database
+        .write(move |transaction| {
+            transaction.execute(
+                "INSERT INTO cores (discovery_key, key, fork, length, byte_length) \
+                 VALUES (?1, ?2, 0, 7, 70)",
+                (discovery_key, key),
+            )?;
+            Ok::<_, StoreError>(())
+        })
+        .await
+        .unwrap();
+    let _served = serve(&server, &keys, &[&old, &new]).await;
+    server.catalog.set_feed(keys.public_key(), *old.key()).await.unwrap();
+    let theirs = server.catalog.of(keys.public_key());
+    eventually(|| theirs.status().unwrap().is_some_and(|status| status.books == 2)).await;
 }
 
 async fn eventually(done: impl Fn() -> bool) {

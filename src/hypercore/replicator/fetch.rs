@@ -98,6 +98,15 @@ impl CoreHandle {
         }
         Ok(cleared)
     }
+
+    /// Waits until `look` finds something, looking whenever the core changes, or what peers say of it. Fails
+    /// as [`Fetching::done`] does. Cancel safe.
+    pub(crate) async fn until<T>(
+        &self,
+        look: impl Fn() -> Result<Option<T>, CoreError>,
+    ) -> Result<T, CoreError> {
+        wait(&self.swarm, look).await
+    }
 }
 
 /// Waits until `look` finds something, looking whenever it may.
