@@ -55,7 +55,7 @@ async function server(t, directory) {
 }
 
 /** A JavaScript program's end of a connection to one of our servers, with alex/p2p open. */
-async function dial(t, port, { onrequest = () => {}, open = true } = {}) {
+async function dial(t, port, { onrequest = () => {}, open = true, hello = {} } = {}) {
   const socket = net.connect(port, '127.0.0.1')
   socket.setNoDelay(true)
   const stream = new NoiseStream(true, socket)
@@ -73,7 +73,7 @@ async function dial(t, port, { onrequest = () => {}, open = true } = {}) {
       { encoding: c.raw.json }
     ]
   })
-  if (open) channel.open({ version: 1, nickname: 'JavaScript', features: ['none'] })
+  if (open) channel.open({ version: 1, nickname: 'JavaScript', features: ['none'], ...hello })
   return {
     stream,
     channel,
@@ -255,6 +255,31 @@ async function slowLink(t) {
     )
   return link
 }
+
+test("entries of npm's that are encrypted are skipped, and it is said in words when all are", async (t) => {
+  const us = await server(t)
+  const encrypted = new Hypercore(await temporaryDirectory(t), { encryptionKey: randomBytes(32) })
+  t.after(() => encrypted.close())
+  const book = (n) => JSON.stringify({ type: 'book-added', id: `book-${n}`, title: `Book ${n}` })
+  await encrypted.append([book(1), book(2), book(3)])
+  const peer = await dial(t, us.port, { hello: { feedKey: z32.encode(encrypted.key) } })
+  encrypted.replicate(peer.stream)
+  const said = await us.event('status', (event) => event.layer === 'catalog' && !event.ok)
+  assert.ok(said.message.includes(peer.key))
+  assert.match(said.message, /none of the 3 entries .* encrypted/)
+  const { status } = await us.ask('catalog', { peer: peer.key }, 'catalog')
+  assert.deepEqual([status.length, status.replayed, status.books, status.skipped], [3, 3, 0, 3])
+  assert.match(status.trouble, /encrypted/)
+
+  // One that can be read is enough.
+  await encrypted.setEncryption(null)
+  await encrypted.append(book(4))
+  const now = await until(async () => {
+    const { status } = await us.ask('catalog', { peer: peer.key }, 'catalog')
+    return status.replayed === 4 && status
+  }, 'the fourth entry')
+  assert.deepEqual([now.books, now.skipped, now.trouble], [1, 3, null])
+})
 
 for (const victim of ['receiver', 'sender']) {
   test(`the ${victim} is killed ten times in the middle of a book, and it arrives whole`, async (t) => {

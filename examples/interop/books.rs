@@ -9,6 +9,7 @@
 //! - `request {peer, bookId}` → `requested {id}`
 //! - `act {id, action}` (`approve`, `deny`, `pause`, `resume`, `cancel`) → `acted`
 //! - `info {id}` → `info {info}`; `list {peer, search?}` → `page {page}`
+//! - `catalog {peer}` → `catalog {status}`
 
 use std::io::BufRead;
 use std::path::PathBuf;
@@ -208,6 +209,11 @@ impl Program {
                 let options = ListOptions { search, ..ListOptions::default() };
                 let page = self.catalog.of(peer).list(&options)?;
                 print(json!({"event": "page", "page": page}));
+            }
+            "catalog" => {
+                let peer = PublicKey::from_z32(&text("peer")).ok_or("no such key")?;
+                let status = self.catalog.of(peer).status()?;
+                print(json!({"event": "catalog", "status": status}));
             }
             other => return Err(format!("unknown command {other}").into()),
         }

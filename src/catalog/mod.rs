@@ -121,6 +121,9 @@ pub struct CatalogStatus {
     pub skipped: u64,
     /// When the catalog last changed here, in Unix milliseconds.
     pub updated_at: Option<u64>,
+    /// Why there is nothing to show though the feed has entries, for a person: none of them can be read, as
+    /// when they are encrypted.
+    pub trouble: Option<String>,
 }
 
 impl Catalog {
@@ -155,6 +158,17 @@ impl Catalog {
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
         self.inner.own.check().err().map(|error| error.to_string())
+    }
+
+    /// The peers whose catalogs cannot be shown, each with the reason for a person. Blocks on disk for a
+    /// moment.
+    pub fn unreadable(&self) -> Result<Vec<(PublicKey, String)>> {
+        let feeds = self.inner.options.database.read(view::feeds)?;
+        let trouble = |feed: view::Feed| {
+            let length = self.inner.peers.length(&feed.server)?;
+            Some((feed.server, feed.trouble(length)?))
+        };
+        Ok(feeds.into_iter().filter_map(trouble).collect())
     }
 
     /// The key of the own feed's core.
@@ -435,14 +449,18 @@ impl PeerCatalog {
         } else {
             self.inner.peers.length(&self.server)
         };
-        Ok(feed.map(|feed| CatalogStatus {
-            peer: self.server.to_z32(),
-            feed_key: PublicKey::from_bytes(feed.key).to_z32(),
-            length: length.unwrap_or(feed.position),
-            replayed: feed.position,
-            books: feed.books,
-            skipped: feed.skipped,
-            updated_at: feed.updated_at,
+        Ok(feed.map(|feed| {
+            let length = length.unwrap_or(feed.position);
+            CatalogStatus {
+                peer: self.server.to_z32(),
+                feed_key: PublicKey::from_bytes(feed.key).to_z32(),
+                length,
+                replayed: feed.position,
+                books: feed.books,
+                skipped: feed.skipped,
+                updated_at: feed.updated_at,
+                trouble: feed.trouble(length),
+            }
         }))
     }
 

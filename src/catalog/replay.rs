@@ -55,13 +55,15 @@ pub(super) struct Replay {
     fork: Arc<AtomicU64>,
     /// Whether the database was given more memory.
     is_wide: Arc<AtomicBool>,
+    /// Whether it was said that nothing of the feed can be read.
+    is_told: Arc<AtomicBool>,
 }
 
 impl Replay {
     pub(super) fn new(database: Database, core: Core, events: Events, feed: Feed) -> Self {
         let fork = Arc::new(AtomicU64::new(core.fork()));
-        let (feed, is_wide) = (Arc::new(Mutex::new(feed)), Arc::default());
-        Self { database, core, events, feed, fork, is_wide }
+        let (is_wide, is_told) = (Arc::default(), Arc::default());
+        Self { database, core, events, feed: Arc::new(Mutex::new(feed)), fork, is_wide, is_told }
     }
 
     /// The feed as the view has it.
@@ -165,7 +167,18 @@ impl Replay {
         if changed {
             self.report(&feed.server, feed.position);
         }
+        self.complain(&feed);
         Ok(())
+    }
+
+    /// Says once that nothing of the feed can be read.
+    fn complain(&self, feed: &Feed) {
+        let trouble = feed.trouble(self.core.length());
+        let is_told = self.is_told.swap(trouble.is_some(), Ordering::Relaxed);
+        let Some(trouble) = trouble.filter(|_| !is_told) else { return };
+        tracing::warn!(peer = feed.server.short(), "no entry of a peer's catalog can be read");
+        let message = format!("the server {}: {trouble}", feed.server.to_z32());
+        self.events.emit(EventKind::Status { layer: "catalog".to_owned(), ok: false, message });
     }
 
     /// The next entries of a fork; none when the core is at another by now. Many are read on a thread

@@ -47,6 +47,17 @@ pub struct Feed {
 }
 
 impl Feed {
+    /// Why nothing of the feed can be shown, if so: of the `length` entries that it has, none is one.
+    pub(super) fn trouble(&self, length: u64) -> Option<String> {
+        let is_unreadable = length > 0 && self.position >= length && self.skipped == self.position;
+        is_unreadable.then(|| {
+            format!(
+                "none of the {length} entries of this catalog can be read. Perhaps they are encrypted, which \
+                 catalogs cannot be: its owner has to publish it in a feed without an encryption key"
+            )
+        })
+    }
+
     /// The parts that the feed's books are in.
     pub(super) fn parts(&self) -> RangeInclusive<i64> {
         let (first, _) = rows_of(self.number);

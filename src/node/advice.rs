@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::surroundings::Surroundings;
+use crate::crypto::PublicKey;
 use crate::discovery::LanStatus;
 use crate::error::ErrorCode;
 use crate::hyperdht::DhtStatus;
@@ -27,6 +28,8 @@ pub(super) struct Facts<'a> {
     pub pending: usize,
     /// What is wrong with the own catalog.
     pub trouble: Option<&'a str>,
+    /// The servers whose catalogs cannot be shown, and why.
+    pub unreadable: &'a [(PublicKey, String)],
 }
 
 impl Facts<'_> {
@@ -48,6 +51,12 @@ impl Facts<'_> {
             advice.extend(self.lan());
         }
         advice.extend(self.pending());
+        advice.extend(self.unreadable.iter().map(|(server, why)| {
+            let key = server.to_z32();
+            let peer = self.peers.iter().find(|peer| peer.key == key);
+            let name = peer.and_then(Peer::display_name).unwrap_or(&key);
+            format!("There is nothing to see of the server {name}: {why}.")
+        }));
         if !self.is_suspended {
             advice.extend(self.router());
             advice.extend(self.peers());

@@ -80,6 +80,8 @@ pub(super) fn of(node: &Node) -> Status {
         peers: &peers,
         pending,
         trouble: trouble.as_deref(),
+        // A database that cannot be read is reported by what needs it.
+        unreadable: &node.catalog().unreadable().unwrap_or_default(),
     };
     let mut layers = vec![
         dht_layer(wanted, dht.as_ref(), is_announced),

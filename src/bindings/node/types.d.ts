@@ -574,6 +574,11 @@ export interface CatalogStatus {
   skipped: number
   /** When the catalog last changed here. */
   updatedAt: number | null
+  /**
+   * Why there is nothing to show though the feed has entries, for a person: none of them can be read, as when
+   * they are encrypted.
+   */
+  trouble: string | null
 }
 
 /** Which way a book goes. */
