@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
+mod replicas;
+
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,81 +12,20 @@ use std::time::Duration;
 
 use alex_p2p::crypto::{Hash, KeyPair, PublicKey, keyed_hash, namespace};
 use alex_p2p::hypercore::messages::{Handshake, Message, NoData, NoDataReason, Range, Sync, kind};
-use alex_p2p::hypercore::replicator::{
-    CoreHandle, Download, EventKind, PROTOCOL, Policy, Replicator, Violation,
-};
-use alex_p2p::hypercore::{Core, CreateOptions, Manifest, MemoryStorage, OpenOptions};
-use alex_p2p::protomux::{Channel, ChannelOptions, CloseReason, MuxOptions, Protomux};
-use alex_p2p::secret_stream::connect_xx;
+use alex_p2p::hypercore::replicator::{Download, EventKind, PROTOCOL, Policy, Violation};
+use alex_p2p::hypercore::{Core, CreateOptions, Manifest};
+use alex_p2p::protomux::{Channel, ChannelOptions, CloseReason, Protomux};
 use bytes::Bytes;
 use tokio::time::timeout;
 
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A node with a replicator and its cores in memory.
-struct Node {
-    replicator: Replicator,
-    storage: MemoryStorage,
-    keys: KeyPair,
-}
-
-impl Node {
-    fn new() -> Self {
-        let (replicator, storage) = (Replicator::new(), MemoryStorage::new());
-        Self { replicator, storage, keys: KeyPair::generate() }
-    }
-
-    async fn writer(&self, length: u64) -> Core {
-        let keys = KeyPair::generate();
-        let manifest = Manifest::single(keys.public_key());
-        let options = CreateOptions { manifest, writer: Some(keys), compat: false };
-        let core = Core::create(&self.storage, options).unwrap();
-        append(&core, length).await;
-        core
-    }
-
-    fn reader(&self, key: &Hash) -> Core {
-        Core::open(&self.storage, *key, OpenOptions::default()).unwrap()
-    }
-
-    fn serve(&self, core: &Core) -> CoreHandle {
-        self.replicator.add(core.clone(), Policy::serve())
-    }
-
-    fn fetch(&self, key: &Hash) -> CoreHandle {
-        self.replicator.add(self.reader(key), Policy::fetch())
-    }
-}
-
-async fn append(core: &Core, count: u64) {
-    let first = core.length();
-    let blocks = (first..first + count).map(|i| Bytes::from(format!("block {i}"))).collect();
-    core.append(blocks).await.unwrap();
-}
-
-/// Two ends of a connection; nothing is read before `start`.
-async fn connect(a: &KeyPair, b: &KeyPair) -> (Protomux, Protomux) {
-    let (left, right) = tokio::io::duplex(1 << 16);
-    let (left, right) = tokio::join!(connect_xx(left, true, a), connect_xx(right, false, b));
-    let mux = |stream| Protomux::new(stream, MuxOptions { paused: true });
-    (mux(left.unwrap()), mux(right.unwrap()))
-}
-
-async fn link(a: &Node, b: &Node) -> (Protomux, Protomux) {
-    let (left, right) = connect(&a.keys, &b.keys).await;
-    a.replicator.attach(&left);
-    b.replicator.attach(&right);
-    left.start();
-    right.start();
-    (left, right)
-}
+use replicas::{Node, PATIENCE, append, block, connect, link};
 
 async fn whole(core: &Core, length: u64) {
     let mut changes = core.subscribe();
     let done = changes.wait_for(|state| state.contiguous_length >= length);
     timeout(PATIENCE, done).await.unwrap_or_else(|_| panic!("{:?}", core.state())).unwrap();
     for i in 0..length {
-        assert_eq!(core.get(i).unwrap().unwrap(), format!("block {i}"), "{i}");
+        assert_eq!(core.get(i).unwrap(), Some(block(i)));
     }
 }
 
@@ -246,11 +187,13 @@ async fn downloading_can_be_switched_on_and_the_core_removed() {
 async fn written_twice(first: u64, second: u64) -> (Node, Core, Node, Core) {
     let (a, b, keys) = (Node::new(), Node::new(), KeyPair::generate());
     let mut cores = Vec::new();
-    for (node, length, word) in [(&a, first, "block"), (&b, second, "other")] {
+    let other = |index| Bytes::from(format!("other {index}"));
+    for (node, blocks) in
+        [(&a, (0..first).map(block).collect()), (&b, (0..second).map(other).collect::<Vec<_>>())]
+    {
         let manifest = Manifest::single(keys.public_key());
         let options = CreateOptions { manifest, writer: Some(keys.clone()), compat: false };
         let core = Core::create(&node.storage, options).unwrap();
-        let blocks = (0..length).map(|i| Bytes::from(format!("{word} {i}"))).collect();
         core.append(blocks).await.unwrap();
         node.serve(&core);
         cores.push(core);

@@ -2,69 +2,17 @@
 
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
+mod replicas;
+
 use std::num::NonZeroU32;
 use std::ops::Range;
 use std::time::Duration;
 
-use alex_p2p::crypto::{Hash, KeyPair};
 use alex_p2p::hypercore::replicator::{CoreHandle, Download, EventKind, Policy, Replicator};
-use alex_p2p::hypercore::{
-    Core, CoreError, CreateOptions, Manifest, MemoryStorage, OpenOptions, StorageError,
-};
-use alex_p2p::protomux::{MuxOptions, Protomux};
-use alex_p2p::secret_stream::connect_xx;
-use bytes::Bytes;
+use alex_p2p::hypercore::{Core, CoreError, OpenOptions, StorageError};
 use tokio::time::timeout;
 
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A node with a replicator and its cores in memory.
-struct Node {
-    replicator: Replicator,
-    storage: MemoryStorage,
-    keys: KeyPair,
-}
-
-impl Node {
-    fn new() -> Self {
-        Self::with(Replicator::new())
-    }
-
-    fn with(replicator: Replicator) -> Self {
-        Self { replicator, storage: MemoryStorage::new(), keys: KeyPair::generate() }
-    }
-
-    async fn writer(&self, length: u64) -> Core {
-        let keys = KeyPair::generate();
-        let manifest = Manifest::single(keys.public_key());
-        let options = CreateOptions { manifest, writer: Some(keys), compat: false };
-        let core = Core::create(&self.storage, options).unwrap();
-        core.append((0..length).map(block).collect()).await.unwrap();
-        core
-    }
-
-    fn add(&self, key: &Hash, policy: Policy) -> CoreHandle {
-        let core = Core::open(&self.storage, *key, OpenOptions::default()).unwrap();
-        self.replicator.add(core, policy)
-    }
-}
-
-fn block(index: u64) -> Bytes {
-    format!("block {index} {}", "x".repeat((index % 50) as usize)).into()
-}
-
-async fn link(a: &Node, b: &Node) -> (Protomux, Protomux) {
-    let (left, right) = tokio::io::duplex(1 << 16);
-    let (left, right) =
-        tokio::join!(connect_xx(left, true, &a.keys), connect_xx(right, false, &b.keys));
-    let mux = |stream| Protomux::new(stream, MuxOptions { paused: true });
-    let (left, right) = (mux(left.unwrap()), mux(right.unwrap()));
-    a.replicator.attach(&left);
-    b.replicator.attach(&right);
-    left.start();
-    right.start();
-    (left, right)
-}
+use replicas::{Node, PATIENCE, block, link};
 
 async fn soon<T>(work: impl Future<Output = T>) -> T {
     timeout(PATIENCE, work).await.unwrap()

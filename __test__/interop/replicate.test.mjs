@@ -289,11 +289,14 @@ test('a peer without permission gets no block, and gets them once it has it', as
 test('downloading stops and goes on while connected', async (t) => {
   const us = await ours(t)
   const store = await corestore(t)
-  const core = store.get({ name: 'feed' })
+  const [core, other] = [store.get({ name: 'feed' }), store.get({ name: 'other' })]
   await core.append(entries(10))
+  await other.append(entries(10))
   await us.core('open', 'feed', { key: b4a.toString(core.key, 'hex'), download: false })
+  await us.core('open', 'other', { key: b4a.toString(other.key, 'hex') })
   await dial(t, store, us.port)
-  await new Promise((resolve) => setTimeout(resolve, 200))
+  // It had as much time as another that is downloaded.
+  await us.synced('other', 10)
   assert.equal((await us.digest('feed')).length, 0)
   us.command('download', { name: 'feed', all: true })
   await us.synced('feed', 10)

@@ -19,11 +19,10 @@
 //! - `bench {dir, entries}` → `rates`: measurements of appending and of taking over proofs
 
 use std::collections::HashMap;
-use std::io::BufRead;
 use std::path::Path;
 use std::time::Instant;
 
-use alex_p2p::crypto::{Hash, KeyPair};
+use alex_p2p::crypto::KeyPair;
 use alex_p2p::encoding::{Reader, Writer};
 use alex_p2p::hypercore::messages::{RequestNode, RequestUpgrade};
 use alex_p2p::hypercore::{
@@ -34,8 +33,7 @@ use alex_p2p::store::{CoreStore, Database};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-type Answer = Result<Value, Failure>;
+use super::command::{Answer, Failure, answer_all, blocks, bytes, hash, hex, number, text};
 
 #[derive(Default)]
 struct Program {
@@ -48,13 +46,7 @@ struct Program {
 pub fn run() -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let mut program = Program::default();
-    for line in std::io::stdin().lock().lines() {
-        let command: Value = serde_json::from_str(&line?)?;
-        let answer = runtime.block_on(program.run(&command));
-        let failed = |error: Failure| json!({"event": "failed", "error": error.to_string()});
-        println!("{}", answer.unwrap_or_else(failed));
-    }
-    Ok(())
+    answer_all(&runtime, async |command: &Value| program.run(command).await)
 }
 
 impl Program {
@@ -125,9 +117,7 @@ impl Program {
         Ok(match name {
             "state" => state(&core),
             "append" => {
-                let blocks = command["blocks"].as_array().ok_or("no blocks")?;
-                let blocks = blocks.iter().map(|block| Ok(unhex(block.as_str())?.into()));
-                core.append(blocks.collect::<Result<_, Failure>>()?).await?;
+                core.append(blocks(command)?).await?;
                 state(&core)
             }
             "write" => {
@@ -285,30 +275,4 @@ fn encoded(data: &Data) -> String {
 
 fn decoded(command: &Value) -> Result<Data, Failure> {
     Ok(Data::decode(&bytes(command, "data")?.into())?)
-}
-
-fn text<'a>(command: &'a Value, field: &str) -> Result<&'a str, Failure> {
-    command[field].as_str().ok_or_else(|| format!("{field} is missing").into())
-}
-
-fn number(command: &Value, field: &str) -> Result<u64, Failure> {
-    command[field].as_u64().ok_or_else(|| format!("{field} is missing").into())
-}
-
-fn bytes(command: &Value, field: &str) -> Result<Vec<u8>, Failure> {
-    unhex(Some(text(command, field)?))
-}
-
-fn hash(command: &Value, field: &str) -> Result<Hash, Failure> {
-    bytes(command, field)?.try_into().map_err(|_| format!("{field} is not 32 bytes").into())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: Option<&str>) -> Result<Vec<u8>, Failure> {
-    let text = text.ok_or("not text")?;
-    let byte = |at| text.get(at..at + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
-    (0..text.len()).step_by(2).map(byte).collect::<Option<_>>().ok_or("not hexadecimal".into())
 }

@@ -15,8 +15,8 @@
 //! - `end`: closes both and removes what is stored → `done`
 
 use std::collections::BTreeSet;
-use std::io::BufRead;
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
 use alex_p2p::crypto::{Hash, KeyPair, keyed_hash};
@@ -25,15 +25,15 @@ use alex_p2p::hypercore::{Core, CoreError, Manifest, OpenOptions, Storage};
 use alex_p2p::protomux::{MuxOptions, Protomux};
 use alex_p2p::secret_stream::connect_xx;
 use alex_p2p::store::{CoreStore, Database};
-use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+use super::command::{Answer, Failure, answer_all, blocks, hash, hex, number, text};
 
-/// How long the reader may take to get what the writer has.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How many seconds the reader may take to get what the writer has. They are counted one by one, so that those
+/// in which the whole machine stands still do not count.
+const PATIENCE: u32 = 20;
 
 /// A place for one log, and who is connected to it.
 struct Side {
@@ -117,42 +117,31 @@ pub fn run(mut arguments: impl Iterator<Item = String>) -> Result<(), Failure> {
     })?;
     let (writer, reader) = (program.writer.port, program.reader.port);
     println!("{}", json!({"event": "listening", "writer": writer, "reader": reader}));
-    for line in std::io::stdin().lock().lines() {
-        let command: Value = serde_json::from_str(&line?)?;
-        let answer = runtime.block_on(program.run(&command));
-        let failed = |error: Failure| json!({"event": "failed", "error": error.to_string()});
-        println!("{}", answer.unwrap_or_else(failed));
-    }
-    Ok(())
+    answer_all(&runtime, async |command: &Value| program.run(command).await)
 }
 
 impl Program {
-    async fn run(&mut self, command: &Value) -> Result<Value, Failure> {
-        let number = |field: &str| command[field].as_u64();
-        match command["command"].as_str().unwrap_or_default() {
+    async fn run(&mut self, command: &Value) -> Answer {
+        match text(command, "command")? {
             "start" => {
-                let seed = unhex(&command["seed"])?.try_into().map_err(|_| "not 32 bytes")?;
-                let pair = KeyPair::from_seed(&seed);
+                let pair = KeyPair::from_seed(&hash(command, "seed")?);
                 let key = Manifest::single(pair.public_key()).key();
                 self.pair = Some((key, pair.clone()));
                 self.reader.open(key, None)?;
                 state(&self.writer.open(key, Some(pair))?)
             }
             "append" => {
-                let blocks = command["blocks"].as_array().ok_or("no blocks")?;
-                let blocks = blocks.iter().map(|block| Ok(Bytes::from(unhex(block)?)));
                 let core = self.writer.core()?;
-                core.append(blocks.collect::<Result<_, Failure>>()?).await?;
+                core.append(blocks(command)?).await?;
                 state(core)
             }
             "truncate" => {
                 let core = self.writer.core()?;
-                core.truncate(number("length").ok_or("no length")?, number("fork")).await?;
+                core.truncate(number(command, "length")?, command["fork"].as_u64()).await?;
                 state(core)
             }
             "clear" => {
-                let (start, end) =
-                    (number("start").ok_or("no start")?, number("end").ok_or("no end")?);
+                let (start, end) = (number(command, "start")?, number(command, "end")?);
                 let (core, handle) = self.writer.log.as_ref().ok_or("not started")?;
                 handle.clear(start..end).await?;
                 state(core)
@@ -171,24 +160,30 @@ impl Program {
             "synced" => {
                 let core = self.reader.core()?;
                 let blocks = wanted(command)?;
-                let (fork, length) = (number("fork"), number("length"));
+                let (fork, length) = (number(command, "fork")?, number(command, "length")?);
                 let mut changes = core.subscribe();
                 let there = changes.wait_for(|now| {
-                    Some(now.fork) == fork
-                        && Some(now.length) == length
+                    (now.fork, now.length) == (fork, length)
                         && now.blocks >= blocks.len() as u64
                         && blocks.iter().all(|index| core.has(*index))
                 });
-                match tokio::time::timeout(PATIENCE, there).await {
-                    Ok(now) => drop(now?),
-                    Err(_) => return Err(format!("the reader stays {:?}", core.state()).into()),
+                let mut there = pin!(there);
+                let mut seconds = 0;
+                while seconds < PATIENCE {
+                    match tokio::time::timeout(Duration::from_secs(1), &mut there).await {
+                        Ok(now) => {
+                            drop(now?);
+                            return state_of(core, Some(&blocks));
+                        }
+                        Err(_) => seconds += 1,
+                    }
                 }
-                state_of(core, Some(&blocks))
+                Err(format!("the reader stays {:?}", core.state()).into())
             }
             "disconnect" => {
                 let is_reader = command["reader"] == true;
                 let side = if is_reader { &mut self.reader } else { &mut self.writer };
-                side.disconnect(number("count").ok_or("no count")? as usize).await?;
+                side.disconnect(number(command, "count")? as usize).await?;
                 Ok(json!({"event": "done"}))
             }
             "end" => {
@@ -210,13 +205,13 @@ fn wanted(command: &Value) -> Result<BTreeSet<u64>, Failure> {
     Ok(serde_json::from_value(command["blocks"].clone())?)
 }
 
-fn state(core: &Core) -> Result<Value, Failure> {
+fn state(core: &Core) -> Answer {
     state_of(core, None)
 }
 
 /// All there is to compare of a log. `blocks` are the indexes of those that are here (and among `only`),
 /// and `digest` is over their bytes.
-fn state_of(core: &Core, only: Option<&BTreeSet<u64>>) -> Result<Value, Failure> {
+fn state_of(core: &Core, only: Option<&BTreeSet<u64>>) -> Answer {
     let now = core.state();
     let (mut blocks, mut bytes) = (Vec::new(), Vec::new());
     let mut at = 0;
@@ -238,14 +233,4 @@ fn state_of(core: &Core, only: Option<&BTreeSet<u64>>) -> Result<Value, Failure>
         "blocks": blocks,
         "digest": hex(&keyed_hash(&[0; 32], &[&bytes])),
     }))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &Value) -> Result<Vec<u8>, Failure> {
-    let text = text.as_str().ok_or("not text")?;
-    let byte = |at| text.get(at..at + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
-    (0..text.len()).step_by(2).map(byte).collect::<Option<_>>().ok_or("not hexadecimal".into())
 }

@@ -3,6 +3,7 @@
 //! `__test__/interop/*.test.mjs` starts this program and runs npm's implementation against it.
 
 mod books;
+mod command;
 mod core;
 mod dht;
 mod differential;
