@@ -23,7 +23,8 @@ const STORY: &str = "FAULTS_STORY";
 /// Which of how many processes it is.
 const LANE: &str = "FAULTS_LANE";
 const LANES: u64 = 16;
-const BOOK_BYTES: usize = 300_000;
+/// A book that goes through memory, and one that goes over the disk.
+const BOOK_BYTES: [usize; 2] = [300_000, 600_000];
 /// Linux' numbers.
 const EIO: u64 = 5;
 const ENOSPC: u64 = 28;
@@ -200,7 +201,8 @@ async fn together(
         std::fs::create_dir(folder.join(name)).unwrap();
         Disk { dir: tempfile::tempdir_in(folder.join(name)).unwrap(), ..Disk::new() }
     });
-    let file = disks[0].file("book.epub", BOOK_BYTES, 5);
+    let size = BOOK_BYTES[calls.start.count_ones() as usize % 2];
+    let file = disks[0].file("book.epub", size, 5);
     let start = |disk| Server::start_with(disk, Policy::AutoAccept, TransferLimits::default());
     let (a, b) = (start(&disks[0]).await, start(&disks[1]).await);
     a.publish("book", &file).await;
@@ -267,7 +269,8 @@ async fn reading(control: &Control, folder: &Path, calls: std::ops::Range<u64>, 
         std::fs::create_dir(folder.join(name)).unwrap();
         Disk { dir: tempfile::tempdir_in(folder.join(name)).unwrap(), ..Disk::new() }
     });
-    let file = disks[0].file("book.epub", BOOK_BYTES, 5);
+    let size = BOOK_BYTES[calls.start.count_ones() as usize % 2];
+    let file = disks[0].file("book.epub", size, 5);
     let bytes = std::fs::read(&file).unwrap();
     let start = |disk| Server::start_with(disk, Policy::AutoAccept, TransferLimits::default());
     let (a, b) = (start(&disks[0]).await, start(&disks[1]).await);
