@@ -162,11 +162,19 @@ fn look_at(catalog: &Weak<Inner>, peer: PublicKey) {
     let before = moves.take(|other, pending| *other == peer || pending.key == key);
     let stop = inner.cancel.child_token();
     let fetching = fetch(catalog.clone(), wanted, stop.clone());
+    let catalog = catalog.clone();
+    // Held, so that it is in before it can be out again.
+    let mut pending = lock(&moves.pending);
     let done = crate::tasks::spawn(async move {
+        let others = before.iter().map(|pending| pending.key).filter(|other| *other != key);
+        let others: Vec<_> = others.collect();
         ended(before).await;
+        for other in others {
+            forget(&catalog, &other).await;
+        }
         fetching.await;
     });
-    lock(&moves.pending).insert(peer, Pending { key, stop, done });
+    pending.insert(peer, Pending { key, stop, done });
 }
 
 /// A feed in which a peer's catalog goes on.
@@ -218,10 +226,21 @@ async fn fetch(catalog: Weak<Inner>, wanted: Wanted, stop: CancellationToken) {
                 "a peer's feed names one that another server signs"
             );
             remember(&inner.moves.refused, (peer, key));
+            forget(&catalog, &key).await;
         }
         Arrival::Over | Arrival::Failed => {}
     }
     inner.moves.finish(&peer, &stop);
+}
+
+/// Deletes what was fetched of a feed that nobody follows.
+async fn forget(catalog: &Weak<Inner>, key: &[u8; 32]) {
+    let Some(inner) = catalog.upgrade() else { return };
+    if inner.peers.holder(key).is_none()
+        && let Err(error) = inner.options.storage.remove(&discovery_key(key)).await
+    {
+        tracing::warn!(%error, "what was fetched of a new feed was not deleted");
+    }
 }
 
 /// Fetches a new feed as long as it can be stored.
