@@ -2,6 +2,8 @@
 //!
 //! The reference is `MerkleTreeBatch` and `verifyUpgrade` in npm `hypercore/lib/merkle-tree.js`.
 
+use bytes::Bytes;
+
 use super::error::{ApplyError, CoreError};
 use super::flat_tree;
 use super::manifest::Prologue;
@@ -82,6 +84,41 @@ impl Batch {
     pub(super) fn append(&mut self, block: &[u8]) -> Option<()> {
         let leaf = node::leaf(self.roots.length, block);
         self.append_root(leaf).map(drop)
+    }
+
+    /// Appends blocks, level by level: what stands side by side is hashed side by side. After `None`, which
+    /// is as in [`Batch::append_root`], the batch is of no use any more.
+    pub(super) fn append_all(&mut self, blocks: &[Bytes]) -> Option<()> {
+        if let [block] = blocks {
+            return self.append(block);
+        }
+        let numbered: Vec<(u64, &[u8])> =
+            (self.roots.length..).zip(blocks.iter().map(|block| &block[..])).collect();
+        let mut level = node::leaves(&numbered);
+        let roots = &mut self.roots;
+        roots.length = roots.length.checked_add(level.len() as u64)?;
+        for leaf in &level {
+            roots.byte_length = roots.byte_length.checked_add(leaf.size)?;
+        }
+        if roots.length > MAX_INDEX / 2 || roots.byte_length > MAX_INDEX {
+            return None;
+        }
+        self.upgraded |= !level.is_empty();
+        self.found.extend(level.iter().copied().map(Found::sent));
+        let mut without_sibling = Vec::new();
+        while let Some(first) = level.first() {
+            // What is left of the first that is new is a root, the last that is left.
+            if flat_tree::sibling(first.index) < first.index {
+                level.insert(0, roots.nodes.pop()?);
+            }
+            if level.len() % 2 == 1 {
+                without_sibling.extend(level.pop());
+            }
+            level = node::parents(&level)?;
+            self.found.extend(level.iter().copied().map(Found::sized));
+        }
+        roots.nodes.extend(without_sibling.into_iter().rev());
+        Some(())
     }
 
     /// Appends a tree that stands directly right of the roots, and merges what has become whole.
@@ -264,6 +301,30 @@ mod tests {
             let batch = log(length);
             let indexes: Vec<u64> = batch.roots.nodes.iter().map(|root| root.index).collect();
             assert_eq!(indexes, flat_tree::roots(length).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn blocks_appended_together_make_the_tree_that_they_make_one_by_one() {
+        let blocks: Vec<Bytes> =
+            (0..150).map(|i| format!("{i} {}", "x".repeat(40 * i)).into()).collect();
+        for start in (0..40).chain([63, 64, 65]) {
+            let mut before = Batch::new(Roots::default());
+            blocks.iter().take(start).for_each(|block| before.append(block).unwrap());
+            for end in start..=blocks.len() {
+                let (mut slow, mut fast) =
+                    (Batch::new(before.roots.clone()), Batch::new(before.roots.clone()));
+                blocks[start..end].iter().for_each(|block| slow.append(block).unwrap());
+                fast.append_all(&blocks[start..end]).unwrap();
+                let facts = |batch: &Batch| {
+                    let mut found: Vec<_> =
+                        batch.found.iter().map(|found| (found.node, found.sized)).collect();
+                    found.sort_unstable_by_key(|(node, _)| node.index);
+                    let roots = &batch.roots;
+                    (found, roots.length, roots.byte_length, roots.nodes.clone(), batch.upgraded)
+                };
+                assert_eq!(facts(&fast), facts(&slow), "{start} to {end}");
+            }
         }
     }
 

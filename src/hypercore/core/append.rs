@@ -156,9 +156,7 @@ fn sign(inner: &Inner, blocks: &[Bytes], survives: Survives) -> Result<Signed, C
         return Err(CoreError::TooLong);
     }
     let mut batch = Batch::new(roots);
-    for block in blocks {
-        batch.append(block).ok_or(CoreError::TooLong)?;
-    }
+    batch.append_all(blocks).ok_or(CoreError::TooLong)?;
     let roots = batch.roots;
     let signature = Verifier::new(&inner.key, &manifest).sign(&roots, header.fork, writer);
     let signature = Bytes::from(signature.ok_or(CoreError::NotWritable)?);
@@ -166,7 +164,8 @@ fn sign(inner: &Inner, blocks: &[Bytes], survives: Survives) -> Result<Signed, C
     header.byte_length = roots.byte_length;
     header.signature = Some(signature.clone());
     let mut nodes: Vec<_> = batch.found.iter().map(|found| found.node).collect();
-    nodes.sort_unstable_by_key(|node| node.index);
+    // Level by level they are in order, which this sort makes use of.
+    nodes.sort_by_key(|node| node.index);
     let commit = Commit {
         header: Some(header),
         truncate: None,
