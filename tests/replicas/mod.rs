@@ -11,7 +11,7 @@ use alex_p2p::protomux::{MuxOptions, Protomux};
 use alex_p2p::secret_stream::connect_xx;
 use bytes::Bytes;
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A node with a replicator and its cores in memory.
 pub struct Node {

@@ -19,6 +19,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use alex_p2p::catalog::{Book, BookEntry, ListOptions, VerifyOptions};
+use alex_p2p::discovery::DiscoveryOptions;
 use alex_p2p::error::ErrorCode;
 use alex_p2p::hyperdht::Testnet;
 use alex_p2p::node::{BackupOptions, Node, NodeOptions};
@@ -103,7 +104,8 @@ async fn open(testnet: &Testnet, dir: &Path) -> Node {
 /// A node alone, without a network.
 async fn alone(dir: &Path) -> Node {
     let mut options = NodeOptions::new(dir);
-    options.bootstrap = Some(Vec::new());
+    // Without a bootstrap node alone, it would still find whom it has met.
+    options.discovery = DiscoveryOptions { dht: false, lan: false, topic: false };
     options.host = Some("127.0.0.1".into());
     options.port = Some(0);
     Node::open(options).await.unwrap()
