@@ -43,15 +43,21 @@ impl Log {
         Ok(Self { path: self.path.clone(), file: open(&self.path)? })
     }
 
+    /// How many frames `connection` counts on.
+    pub(super) fn frames(connection: &Connection) -> Result<u64, rusqlite::Error> {
+        let mut ask = connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?;
+        let frames: i64 = ask.query_row([], |row| row.get(1))?;
+        Ok(u64::try_from(frames).unwrap_or(0))
+    }
+
     /// Writes the frames that `connection` counts on once more, and syncs them. Nobody may write to the
     /// database meanwhile. Fails when they cannot be read as they were written, or not be synced.
     pub(super) fn bring_back(&self, connection: &Connection) -> Result<(), rusqlite::Error> {
-        let sql = "PRAGMA wal_checkpoint(NOOP)";
-        let frames: i64 = connection.query_row(sql, [], |row| row.get(1))?;
+        let frames = Self::frames(connection)?;
         // A handle of its own: one that was told of the failure is not told again.
         let rewrite = || {
             let mut file = open(&self.path)?;
-            rewrite(&mut file, u64::try_from(frames).unwrap_or(0))?;
+            rewrite(&mut file, frames)?;
             file.sync_data()
         };
         rewrite().map_err(|error| failure(ffi::SQLITE_IOERR_FSYNC, &error))

@@ -34,9 +34,6 @@ pub use cores::CoreStore;
 const WRITE_QUEUE: usize = 1024;
 /// How many idle read connections are kept.
 const IDLE_READERS: usize = 2;
-/// How many pages the log has before they are put into the file. Pages that many transactions write are
-/// put there once, and each time takes two syncs.
-const LOG_PAGES: i64 = 4000;
 /// What each connection keeps of the database, in KiB. The system keeps it anyway; this saves calls, once
 /// a connection.
 const WRITER_CACHE: i64 = 1024;
@@ -112,7 +109,8 @@ impl Database {
         connection.pragma_update(None, "journal_mode", "WAL")?;
         // The log is synced by the writer's own second thread; checkpoints sync both files.
         connection.pragma_update(None, "synchronous", "NORMAL")?;
-        connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
+        // By the writer, when whoever waits for a write has been told.
+        connection.pragma_update(None, "wal_autocheckpoint", 0)?;
         configure(&connection, WRITER_CACHE)?;
         schema::migrate(&mut connection)?;
         let writer = Writer::start(connection, path)?;

@@ -18,6 +18,9 @@ use super::{Durability, StoreError};
 
 /// How many writes one transaction takes at most.
 const GROUP_LIMIT: usize = 512;
+/// How many pages the log has before they are put into the file. Pages that many transactions write are
+/// put there once, and each time takes two syncs.
+const LOG_PAGES: u64 = 4000;
 
 /// A write that waits for its transaction.
 pub(super) struct Job {
@@ -134,6 +137,24 @@ impl Transactions {
             if !unsynced_now.is_empty() && unsynced.send(unsynced_now).is_err() {
                 tracing::error!("the database's sync thread is gone");
             }
+            self.checkpoint();
+        }
+    }
+
+    /// Puts what is in the log into the file when there is much of it. Nobody who waits for a write waits
+    /// for this as well; when it fails, all is in the log still, and it is tried after the next write.
+    fn checkpoint(&self) {
+        if self.trust.is_lost() {
+            return;
+        }
+        let outcome = Log::frames(&self.connection).and_then(|frames| {
+            if frames < LOG_PAGES {
+                return Ok(());
+            }
+            self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+        });
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "the database's log could not be put into its file");
         }
     }
 
