@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use alex_p2p::catalog::{ListOptions, VerifyOptions};
 use alex_p2p::error::{Error, ErrorCode};
 use alex_p2p::node::{BackupOptions, Node, NodeOptions};
+use alex_p2p::protomux::Protomux;
 use alex_p2p::transfer::{BookRequest, Policy, State, TransferLimits};
 
 use crate::support::{Disk, Server, connect, soon, until, until_state};
@@ -190,6 +191,27 @@ fn is_disk_failure(code: &str) {
     assert!(["ERR_DISK_FULL", "ERR_IO", "ERR_UNAVAILABLE"].contains(&code), "{code}");
 }
 
+/// The disks of two servers and a book on the first.
+fn disks_with_book(folder: &Path, calls: &std::ops::Range<u64>) -> ([Disk; 2], PathBuf) {
+    let disks = ["a", "b"].map(|name| {
+        std::fs::create_dir(folder.join(name)).unwrap();
+        Disk { dir: tempfile::tempdir_in(folder.join(name)).unwrap(), ..Disk::new() }
+    });
+    let size = BOOK_BYTES[calls.start.count_ones() as usize % 2];
+    let file = disks[0].file("book.epub", size, 5);
+    (disks, file)
+}
+
+/// Two servers that are connected; the second knows of the book that the first has.
+async fn connected(disks: &[Disk; 2], book: &Path) -> (Server, Server, (Protomux, Protomux)) {
+    let start = |disk| Server::start_with(disk, Policy::AutoAccept, TransferLimits::default());
+    let (a, b) = (start(&disks[0]).await, start(&disks[1]).await);
+    a.publish("book", book).await;
+    let connection = connect(&a, &b).await;
+    soon(follows(&b, &a)).await;
+    (a, b, connection)
+}
+
 /// Two servers: one publishes, the other follows and fetches a book.
 async fn together(
     control: &Control,
@@ -197,17 +219,8 @@ async fn together(
     calls: std::ops::Range<u64>,
     error: u64,
 ) -> u64 {
-    let disks = ["a", "b"].map(|name| {
-        std::fs::create_dir(folder.join(name)).unwrap();
-        Disk { dir: tempfile::tempdir_in(folder.join(name)).unwrap(), ..Disk::new() }
-    });
-    let size = BOOK_BYTES[calls.start.count_ones() as usize % 2];
-    let file = disks[0].file("book.epub", size, 5);
-    let start = |disk| Server::start_with(disk, Policy::AutoAccept, TransferLimits::default());
-    let (a, b) = (start(&disks[0]).await, start(&disks[1]).await);
-    a.publish("book", &file).await;
-    let connection = connect(&a, &b).await;
-    soon(follows(&b, &a)).await;
+    let (disks, file) = disks_with_book(folder, &calls);
+    let (a, b, connection) = connected(&disks, &file).await;
 
     control.arm(calls, error);
     let mut kept = 1;
@@ -265,18 +278,9 @@ async fn follows(reader: &Server, writer: &Server) {
 /// A server that fetches a book from one whose file cannot be read: it is told so, while the connection
 /// lasts, and gets the book when it can be read.
 async fn reading(control: &Control, folder: &Path, calls: std::ops::Range<u64>, error: u64) -> u64 {
-    let disks = ["a", "b"].map(|name| {
-        std::fs::create_dir(folder.join(name)).unwrap();
-        Disk { dir: tempfile::tempdir_in(folder.join(name)).unwrap(), ..Disk::new() }
-    });
-    let size = BOOK_BYTES[calls.start.count_ones() as usize % 2];
-    let file = disks[0].file("book.epub", size, 5);
+    let (disks, file) = disks_with_book(folder, &calls);
     let bytes = std::fs::read(&file).unwrap();
-    let start = |disk| Server::start_with(disk, Policy::AutoAccept, TransferLimits::default());
-    let (a, b) = (start(&disks[0]).await, start(&disks[1]).await);
-    a.publish("book", &file).await;
-    let connection = connect(&a, &b).await;
-    soon(follows(&b, &a)).await;
+    let (a, b, connection) = connected(&disks, &file).await;
     control.arm(calls, error);
     let transfer = b.request(&a, "book").await;
     let told = until(&transfer, |info| info.state.is_terminal()).await;

@@ -101,6 +101,17 @@ async fn shows(reader: &Server, writer: &Server, count: u64) {
     }
 }
 
+/// Waits until the server says that its catalogs need room.
+async fn asked_for_room(server: &Server) {
+    let told = event(
+        &server.events,
+        |kind| matches!(kind, EventKind::Status { layer, ok: false, .. } if layer == "catalog"),
+    )
+    .await;
+    let EventKind::Status { message, .. } = told else { panic!("{told:?}") };
+    assert!(message.contains("make room"), "{message}");
+}
+
 #[tokio::test]
 async fn a_friends_catalog_for_which_there_is_no_room_comes_when_there_is() {
     let Some((disk, _reading, _writing, reader, writer)) = small_and_large().await else {
@@ -118,13 +129,7 @@ async fn a_friends_catalog_for_which_there_is_no_room_comes_when_there_is() {
         book
     };
     writer.catalog.publish((0..100).map(big).collect()).await.unwrap();
-    let told = event(
-        &reader.events,
-        |kind| matches!(kind, EventKind::Status { layer, ok: false, .. } if layer == "catalog"),
-    )
-    .await;
-    let EventKind::Status { message, .. } = told else { panic!("{told:?}") };
-    assert!(message.contains("make room"), "{message}");
+    asked_for_room(&reader).await;
     std::fs::remove_file(&ballast).unwrap();
     soon(shows(&reader, &writer, 101)).await;
     let options = VerifyOptions { peers: true, ..VerifyOptions::default() };
@@ -144,13 +149,7 @@ async fn a_friend_met_on_a_full_disk_is_followed_when_there_is_room() {
     writer.catalog.publish(books(0..3)).await.unwrap();
     disk.fill(&ballast);
     let _connection = connect(&reader, &writer).await;
-    let told = event(
-        &reader.events,
-        |kind| matches!(kind, EventKind::Status { layer, ok: false, .. } if layer == "catalog"),
-    )
-    .await;
-    let EventKind::Status { message, .. } = told else { panic!("{told:?}") };
-    assert!(message.contains("make room"), "{message}");
+    asked_for_room(&reader).await;
     std::fs::remove_file(&ballast).unwrap();
     soon(shows(&reader, &writer, 3)).await;
     reader.stop().await;
