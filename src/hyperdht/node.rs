@@ -306,6 +306,11 @@ impl HyperDht {
         inner.rpc.close().await;
     }
 
+    /// Waits until the ports are free: after [`HyperDht::close`], when all clones are gone, too.
+    pub fn released(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.inner().rpc.io.released()
+    }
+
     pub(super) fn handle(&self) -> Arc<Handle> {
         Arc::clone(&self.handle)
     }

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::crypto::PublicKey;
 use crate::discovery::{Discovery, DiscoveryOptions, Parts, known_nodes};
@@ -17,6 +18,10 @@ use crate::sync::lock;
 
 /// How many peers that were reached before serve as ways into the network.
 const WAYS_IN: usize = 16;
+
+/// How long a port may take to become free, so that the node gets it again when it resumes: whoever was
+/// about to use a socket has to see first that it is closed.
+const RELEASE: Duration = Duration::from_secs(2);
 
 /// What there is while the node is online. Clones share it.
 #[derive(Clone)]
@@ -113,7 +118,12 @@ impl Place {
         kept.port = online.dht.local_addr().port();
         kept.nodes = online.dht.nodes();
         online.dht.close().await;
+        let released = online.dht.released();
         lock(&self.online).take();
+        drop(online);
+        if tokio::time::timeout(RELEASE, released).await.is_err() {
+            tracing::debug!("a socket outlives the node's time online");
+        }
         true
     }
 }

@@ -8,7 +8,7 @@ use rusqlite::Transaction;
 use super::{Database, StoreError, WRITER_CACHE};
 
 /// What the writer keeps of the database while it has much to write, in KiB.
-const BULK_CACHE: i64 = 8 * 1024;
+const BULK_CACHE: i64 = 4 * 1024;
 
 impl Database {
     /// Gives the writer more memory; called in a transaction that writes much.

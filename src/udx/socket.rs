@@ -13,7 +13,7 @@ use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
 use super::driver::Shared;
@@ -52,6 +52,8 @@ pub(super) struct Inner {
     ttl: RwLock<()>,
     closed: CancellationToken,
     datagrams: std::sync::Mutex<Option<DatagramReceiver>>,
+    /// Dropped last, when the port is free.
+    released: DropGuard,
 }
 
 /// A datagram that was not for a stream.
@@ -101,6 +103,7 @@ impl UdxSocket {
             ttl: RwLock::new(()),
             closed: CancellationToken::new(),
             datagrams: std::sync::Mutex::new(Some(DatagramReceiver { queue })),
+            released: CancellationToken::new().drop_guard(),
         });
         let handle = Arc::new(Handle { inner: Arc::clone(&inner) });
         runtime.spawn(receive(inner, Arc::downgrade(&handle), sender));
@@ -155,6 +158,12 @@ impl UdxSocket {
     /// Closes the socket and ends the streams connected over it. Closing twice is fine.
     pub fn close(&self) {
         self.inner().close();
+    }
+
+    /// Waits until nobody has the socket any more, so that its port is free: after [`UdxSocket::close`] that
+    /// is when all clones are gone, and what was about to read or write has seen that it is closed.
+    pub fn released(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.inner().released.token().clone().cancelled_owned()
     }
 
     pub(super) fn is_closed(&self) -> bool {

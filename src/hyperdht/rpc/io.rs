@@ -209,6 +209,15 @@ impl Io {
         IoStats { in_flight: state.in_flight.len(), sent: state.sent }
     }
 
+    /// Waits until the ports of both sockets are free.
+    pub(crate) fn released(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (server, client) = (self.server.udx.released(), self.client.udx.released());
+        async move {
+            server.await;
+            client.await;
+        }
+    }
+
     /// Ends all requests with [`RequestError::Closed`] and closes the sockets.
     pub(crate) fn close(&self) {
         let mut state = lock(&self.state);
