@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::held::WholeBook;
-use super::lander::Landings;
+use super::lander::Landing;
 use super::line::{Letter, Line};
 use super::message::Message;
 use super::part::Parts;
@@ -26,7 +26,7 @@ use crate::crypto::PublicKey;
 use crate::error::{Error, Result};
 use crate::events::EventKind;
 use crate::store::{Durability, StoreError};
-use crate::sync::lock;
+use crate::sync::{Gathered, lock};
 use crate::time::now_ms;
 
 /// Everything that transfers share.
@@ -35,7 +35,7 @@ pub(super) struct Engine {
     pub(super) shelf: Shelf,
     pub(super) parts: Parts,
     unsaved: Arc<Mutex<Unsaved>>,
-    pub(super) landings: Mutex<Landings>,
+    pub(super) landings: Mutex<Gathered<Landing>>,
     /// How many transfers have finished; old ones are forgotten once in a while.
     finished: AtomicU32,
     /// Transfers that are not finished, by id.
@@ -213,30 +213,25 @@ impl Engine {
 
     /// Writes a record down. Its lock is held, unless nobody else has it yet.
     pub(super) async fn save(&self, record: &Record, survives: Durability) -> Result<()> {
-        lock(&self.unsaved).records.remove(&record.id);
-        let record = record.clone();
-        let prunes = record.state.is_terminal()
-            && self.finished.fetch_add(1, Ordering::Relaxed).is_multiple_of(PRUNE_EVERY);
-        let write = self.options.database.write_with(survives, move |transaction| {
-            table::put(transaction, &record)?;
-            if prunes {
-                table::prune(transaction, record.direction, &record.peer)?;
-            }
-            Ok::<_, StoreError>(())
-        });
-        Ok(write.await?)
+        self.save_all(vec![record.clone()], survives).await
     }
 
-    /// Writes unfinished records down, to survive power loss. Their locks are held.
-    pub(super) async fn save_all(&self, records: Vec<Record>) -> Result<()> {
-        {
-            let mut unsaved = lock(&self.unsaved);
-            for record in &records {
-                unsaved.records.remove(&record.id);
+    /// [`Engine::save`] for many at once.
+    pub(super) async fn save_all(&self, records: Vec<Record>, survives: Durability) -> Result<()> {
+        let mut prunes = Vec::new();
+        for record in &records {
+            lock(&self.unsaved).records.remove(&record.id);
+            if record.state.is_terminal()
+                && self.finished.fetch_add(1, Ordering::Relaxed).is_multiple_of(PRUNE_EVERY)
+            {
+                prunes.push((record.direction, record.peer));
             }
         }
-        let write = self.options.database.write(move |transaction| {
-            records.iter().try_for_each(|record| table::put(transaction, record))
+        let write = self.options.database.write_with(survives, move |transaction| {
+            records.iter().try_for_each(|record| table::put(transaction, record))?;
+            prunes
+                .iter()
+                .try_for_each(|(direction, peer)| table::prune(transaction, *direction, peer))
         });
         Ok(write.await?)
     }

@@ -15,17 +15,11 @@ use super::landing;
 use super::record::Record;
 use super::state::State;
 use crate::error::{Error, Result};
+use crate::store::Durability;
 use crate::sync::lock;
 
-/// The books that are about to land.
-#[derive(Default)]
-pub(super) struct Landings {
-    waiting: Vec<Landing>,
-    /// Whether somebody takes them.
-    is_running: bool,
-}
-
-struct Landing {
+/// A book that is about to land.
+pub(super) struct Landing {
     live: Arc<Live>,
     book: WholeBook,
     part: PathBuf,
@@ -45,19 +39,8 @@ impl Engine {
     ) -> Result<Option<PathBuf>> {
         let (told, outcome) = oneshot::channel();
         let ((folder, name), part) = (self.target(record), self.parts.path(&record.id));
-        let starts = {
-            let mut landings = lock(&self.landings);
-            landings.waiting.push(Landing {
-                live: Arc::clone(live),
-                book,
-                part,
-                folder,
-                name,
-                told,
-            });
-            !std::mem::replace(&mut landings.is_running, true)
-        };
-        if starts {
+        let landing = Landing { live: Arc::clone(live), book, part, folder, name, told };
+        if lock(&self.landings).add(landing) {
             let engine = Arc::clone(self);
             self.spawn(async move { engine.land_all().await });
         }
@@ -66,14 +49,7 @@ impl Engine {
 
     async fn land_all(&self) {
         loop {
-            let books = {
-                let mut landings = lock(&self.landings);
-                if landings.waiting.is_empty() {
-                    landings.is_running = false;
-                    return;
-                }
-                std::mem::take(&mut landings.waiting)
-            };
+            let Some(books) = lock(&self.landings).next() else { return };
             self.land_together(books).await;
         }
     }
@@ -87,45 +63,37 @@ impl Engine {
                 Err(error) => landing.tell(Err(error.into())),
             }
         }
+        let lives: Vec<_> = ready.iter().map(|(landing, _)| Arc::clone(&landing.live)).collect();
         // The locks are held: nobody cancels a book that is just being put in its place.
-        let (mut locked, mut moves) = (Vec::new(), Vec::new());
-        for (landing, path) in &ready {
-            let mut record = landing.live.record.lock().await;
-            if record.state == State::Verifying {
-                record.path = Some(path.clone());
-                moves.push(Some((landing.part.clone(), path.clone())));
-                locked.push(record);
-            } else {
-                moves.push(None);
+        let (mut locked, mut landings, mut moves) = (Vec::new(), Vec::new(), Vec::new());
+        for (live, (landing, path)) in lives.iter().zip(ready) {
+            let mut record = live.record.lock().await;
+            if record.state != State::Verifying {
+                self.parts.delete(&live.id);
+                landing.tell(Ok(None));
+                continue;
             }
+            record.path = Some(path.clone());
+            locked.push(record);
+            moves.push((landing.part.clone(), path));
+            landings.push(landing);
         }
         let records = locked.iter().map(|record| Record::clone(record)).collect();
-        let saved = self.save_all(records).await;
-        let outcomes = match &saved {
-            Ok(()) => crate::tasks::blocking(move || place(&moves)).await,
-            Err(_) => Ok(Vec::new()),
-        };
+        if let Err(error) = self.save_all(records, Durability::Power).await {
+            drop(locked);
+            landings.into_iter().for_each(|landing| landing.tell(Err(error.clone())));
+            return;
+        }
+        let placed = crate::tasks::blocking(move || place(moves)).await;
         drop(locked);
-        let mut outcomes = outcomes.unwrap_or_default().into_iter();
-        for (landing, path) in ready {
-            let outcome = match (&saved, outcomes.next()) {
-                (Err(error), _) => Err(error.clone()),
-                (Ok(()), None) => Err(Error::closed()),
-                (Ok(()), Some(None)) => {
-                    forget(&landing.part);
-                    Ok(None)
+        for (landing, placed) in landings.into_iter().zip(placed.unwrap_or_default()) {
+            match placed {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    // Somebody was faster with that name. This worker takes it next.
+                    lock(&self.landings).add(landing);
                 }
-                (Ok(()), Some(Some(Ok(())))) => Ok(Some(path)),
-                (Ok(()), Some(Some(Err(error))))
-                    if error.kind() == io::ErrorKind::AlreadyExists =>
-                {
-                    // Somebody was faster with that name.
-                    lock(&self.landings).waiting.push(landing);
-                    continue;
-                }
-                (Ok(()), Some(Some(Err(error)))) => Err(error.into()),
-            };
-            landing.tell(outcome);
+                placed => landing.tell(placed.map(Some).map_err(Error::from)),
+            }
         }
     }
 }
@@ -160,32 +128,19 @@ fn written(landing: &Landing) -> io::Result<File> {
     Ok(file)
 }
 
-/// Moves files to their places and syncs the folders.
-fn place(moves: &[Option<(PathBuf, PathBuf)>]) -> Vec<Option<io::Result<()>>> {
-    let moved = |(part, path): &(PathBuf, PathBuf)| landing::move_to(part, path);
-    let mut outcomes: Vec<_> = moves.iter().map(|pair| pair.as_ref().map(moved)).collect();
-    let folder = |pair: &Option<(PathBuf, PathBuf)>| {
-        pair.as_ref().and_then(|(_, path)| path.parent()).map(Path::to_owned)
-    };
-    let folders: BTreeSet<_> = moves.iter().filter_map(folder).collect();
+/// Moves files to their places, and syncs the folders once all are there; gives the places.
+fn place(moves: Vec<(PathBuf, PathBuf)>) -> Vec<io::Result<PathBuf>> {
+    let moved = |(part, path): (PathBuf, PathBuf)| landing::move_to(&part, &path).map(|()| path);
+    let mut placed: Vec<_> = moves.into_iter().map(moved).collect();
+    let folder = |path: &PathBuf| path.parent().map(Path::to_owned);
+    let folders: BTreeSet<_> = placed.iter().flatten().filter_map(folder).collect();
     for synced in folders {
         let Err(error) = landing::sync_folder(&synced) else { continue };
-        for (pair, outcome) in moves.iter().zip(&mut outcomes) {
-            if let Some(Ok(())) = outcome
-                && folder(pair).as_ref() == Some(&synced)
-            {
-                *outcome = Some(Err(io::Error::new(error.kind(), error.to_string())));
+        for place in &mut placed {
+            if place.as_ref().is_ok_and(|path| path.parent() == Some(&synced)) {
+                *place = Err(io::Error::new(error.kind(), error.to_string()));
             }
         }
     }
-    outcomes
-}
-
-fn forget(part: &Path) {
-    match std::fs::remove_file(part) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(%error, "a partial book was not deleted");
-        }
-        _ => {}
-    }
+    placed
 }

@@ -42,9 +42,7 @@ pub(super) fn free_path(
     name: &str,
     taken: &HashSet<PathBuf>,
 ) -> io::Result<PathBuf> {
-    if !folder.is_dir() {
-        fs::create_dir_all(folder)?;
-    }
+    fs::create_dir_all(folder)?;
     let is_free = |path: &PathBuf| {
         !taken.contains(path)
             && fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
@@ -83,13 +81,16 @@ pub(super) fn move_to(part: &Path, path: &Path) -> io::Result<()> {
 /// Deletes what a crash can leave of moving `part` to `path`: the partial file itself, and a copy beside
 /// `path` on another file system.
 pub(super) fn clear(part: &Path, path: &Path) -> io::Result<()> {
-    for left in [part.to_owned(), near_path(part, path)] {
-        match fs::remove_file(left) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+    remove(part)?;
+    remove(&near_path(part, path))
+}
+
+/// Deletes a file if it is there.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// A hidden file beside `path`, named after the transfer.

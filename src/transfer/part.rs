@@ -15,7 +15,7 @@ use super::held::{Held, HeldStorage, Room, WholeBook};
 use super::message::BookCore;
 use super::shelf::Shelf;
 use super::state::State;
-use super::table;
+use super::{landing, table};
 use crate::crypto::{Hash, discovery_key};
 use crate::error::Result;
 use crate::hypercore::storage::StorageErrorKind;
@@ -141,14 +141,16 @@ impl Parts {
         Ok(core)
     }
 
+    /// Deletes the partial file of a transfer.
+    pub(super) fn delete(&self, transfer: &str) {
+        if let Err(error) = landing::remove(&self.path(transfer)) {
+            tracing::warn!(%error, "a partial book was not deleted");
+        }
+    }
+
     /// Deletes the partial file of a transfer and what is stored about it.
     pub(super) async fn discard(&self, transfer: &str, key: Option<Hash>) {
-        match std::fs::remove_file(self.path(transfer)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(%error, "a partial book was not deleted");
-            }
-            _ => {}
-        }
+        self.delete(transfer);
         let Some(key) = key else { return };
         if self.owner(&key).as_deref() != Some(transfer) {
             return;

@@ -234,10 +234,9 @@ impl Engine {
             self.discard(live.take_job(), &before).await;
         }
         // A book may be asked for before its catalog has arrived.
-        let is_known = before.book.size_bytes.is_some();
-        let described = match is_known {
-            true => None,
-            false => self.options.library.of(&before.peer, &before.book_id).ok().flatten(),
+        let described = match before.book.size_bytes {
+            Some(_) => None,
+            None => self.options.library.of(&before.peer, &before.book_id).ok().flatten(),
         };
         self.incoming_hear(live, Incoming::Granted, |record| {
             if let Some(book) = described {

@@ -52,19 +52,14 @@ impl Core {
             return Ok(self.length());
         }
         let (done, outcome) = oneshot::channel();
-        let start = {
-            let mut appends = lock(&self.inner.appends);
-            appends.queue.push(Append { blocks, survives, done });
-            !std::mem::replace(&mut appends.running, true)
-        };
-        if start {
+        if lock(&self.inner.appends).add(Append { blocks, survives, done }) {
             crate::tasks::spawn(run(Arc::clone(&self.inner)));
         }
         outcome.await.unwrap_or(Err(CoreError::Closed))
     }
 
     pub(super) async fn wait_for_appends(&self) {
-        while lock(&self.inner.appends).running {
+        while lock(&self.inner.appends).is_worked_on() {
             // The runner holds this lock while it commits.
             drop(self.inner.committing.lock().await);
             tokio::task::yield_now().await;
@@ -74,14 +69,7 @@ impl Core {
 
 async fn run(inner: Arc<Inner>) {
     loop {
-        let queue = {
-            let mut appends = lock(&inner.appends);
-            if appends.queue.is_empty() {
-                appends.running = false;
-                return;
-            }
-            std::mem::take(&mut appends.queue)
-        };
+        let Some(queue) = lock(&inner.appends).next() else { return };
         let synced = queue.iter().any(|append| append.survives == Survives::Power);
         let survives = if synced { Survives::Power } else { Survives::Process };
         let (blocks, waiting): (Vec<_>, Vec<_>) =

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Notify, watch};
 
-use super::state::{Appends, Inner, Known, Pending, State};
+use super::state::{Inner, Known, Pending, State};
 use super::{BlockSource, Core, CreateOptions, OpenOptions};
 use crate::crypto::{Hash, KeyPair, discovery_key};
 use crate::hypercore::bitfield::Bitfield;
@@ -123,7 +123,7 @@ impl Core {
             upgrading: Mutex::new(()),
             wake: Notify::new(),
             commits,
-            appends: Mutex::new(Appends::default()),
+            appends: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }

@@ -16,7 +16,7 @@ use crate::hypercore::manifest::Manifest;
 use crate::hypercore::messages::Node;
 use crate::hypercore::storage::{CoreStorage, Header, Survives};
 use crate::hypercore::tree::{Nodes, Roots};
-use crate::sync::lock;
+use crate::sync::{Gathered, lock};
 
 pub(super) struct Inner {
     pub(super) key: Hash,
@@ -35,16 +35,10 @@ pub(super) struct Inner {
     pub(super) wake: Notify,
     /// Counts commits, whether or not they worked.
     pub(super) commits: watch::Sender<u64>,
-    pub(super) appends: Mutex<Appends>,
+    pub(super) appends: Mutex<Gathered<Append>>,
 }
 
-/// Appends that wait for their turn.
-#[derive(Default)]
-pub(super) struct Appends {
-    pub(super) queue: Vec<Append>,
-    pub(super) running: bool,
-}
-
+/// An append that waits for its turn.
 pub(super) struct Append {
     pub(super) blocks: Vec<Bytes>,
     pub(super) survives: Survives,
