@@ -17,10 +17,6 @@ export const root = fileURLToPath(new URL('../../', import.meta.url))
 /** How long a wait may take before the test fails, in milliseconds: generous, for busy machines. */
 export const patience = Number(process.env.ALEX_P2P_TEST_TIMEOUT ?? 30_000)
 
-/** How often `until` looks, and how long waits count time at once, in milliseconds. */
-const LOOK = 20
-const STEP = 500
-
 const undoing = new WeakMap()
 
 /** Undoes something when the test ends, before what was made earlier: a node needs its network to leave. */
@@ -132,17 +128,17 @@ export class Program {
       const waiter = {
         matches,
         give: (line) => {
-          stop()
+          clearTimeout(timer)
           resolve(line)
         },
         fail: (reason) => {
-          stop()
+          clearTimeout(timer)
           this.#waiting = this.#waiting.filter((other) => other !== waiter)
           const what = typeof wanted === 'string' ? wanted : 'a line'
           reject(new Error(`${this.#name}: waited for ${what}: ${reason}\n${this.#stderr}`))
         }
       }
-      const stop = after(timeout, () => waiter.fail(`nothing within ${timeout} ms`))
+      const timer = setTimeout(() => waiter.fail(`nothing within ${timeout} ms`), timeout)
       this.#waiting.push(waiter)
       const error = this.#lines.find((line) => line.event === 'error')
       if (error) waiter.fail(JSON.stringify(error))
@@ -215,42 +211,26 @@ export async function javascriptTestnet(t, size = 3) {
 
 /** `promise`, or a failure that names what was waited for. */
 export async function within(promise, what, timeout = patience) {
-  let stop
+  let timer
   const late = new Promise((_, reject) => {
-    stop = after(timeout, () => reject(new Error(`${what}: not within ${timeout} ms`)))
+    timer = setTimeout(() => reject(new Error(`${what}: not within ${timeout} ms`)), timeout)
   })
   try {
     return await Promise.race([promise, late])
   } finally {
-    stop()
+    clearTimeout(timer)
   }
 }
 
 /** Waits until `condition()` is truthy and gives its value; for state that no event announces. */
 export async function until(condition, what, timeout = patience) {
-  for (let left = timeout; ; left -= LOOK) {
+  const deadline = Date.now() + timeout
+  for (;;) {
     const value = await condition()
     if (value) return value
-    if (left <= 0) throw new Error(`${what}: not within ${timeout} ms`)
-    await new Promise((resolve) => setTimeout(resolve, LOOK))
+    if (Date.now() > deadline) throw new Error(`${what}: not within ${timeout} ms`)
+    await new Promise((resolve) => setTimeout(resolve, 20))
   }
-}
-
-/**
- * Calls `late` after so many milliseconds, unless the function that is returned is called before. While all
- * processes of the machine stand still, time does not pass: whoever is waited for had no time either.
- */
-function after(timeout, late) {
-  let left = timeout
-  let timer
-  const step = () => {
-    if (left <= 0) return late()
-    const next = Math.min(left, STEP)
-    left -= next
-    timer = setTimeout(step, next)
-  }
-  step()
-  return () => clearTimeout(timer)
 }
 
 /** One event of an emitter, as an array of its arguments. */

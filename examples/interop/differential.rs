@@ -16,7 +16,6 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::pin::pin;
 use std::time::Duration;
 
 use alex_p2p::crypto::{Hash, KeyPair, keyed_hash};
@@ -31,9 +30,8 @@ use tokio::sync::watch;
 
 use super::command::{Answer, Failure, answer_all, blocks, hash, hex, number, text};
 
-/// How many seconds the reader may take to get what the writer has. They are counted one by one, so that those
-/// in which the whole machine stands still do not count.
-const PATIENCE: u32 = 20;
+/// How long the reader may take to get what the writer has.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A place for one log, and who is connected to it.
 struct Side {
@@ -167,18 +165,11 @@ impl Program {
                         && now.blocks >= blocks.len() as u64
                         && blocks.iter().all(|index| core.has(*index))
                 });
-                let mut there = pin!(there);
-                let mut seconds = 0;
-                while seconds < PATIENCE {
-                    match tokio::time::timeout(Duration::from_secs(1), &mut there).await {
-                        Ok(now) => {
-                            drop(now?);
-                            return state_of(core, Some(&blocks));
-                        }
-                        Err(_) => seconds += 1,
-                    }
+                match tokio::time::timeout(PATIENCE, there).await {
+                    Ok(now) => drop(now?),
+                    Err(_) => return Err(format!("the reader stays {:?}", core.state()).into()),
                 }
-                Err(format!("the reader stays {:?}", core.state()).into())
+                state_of(core, Some(&blocks))
             }
             "disconnect" => {
                 let is_reader = command["reader"] == true;
