@@ -43,12 +43,14 @@ async fn entries_of_the_own_feed_that_were_damaged_come_back_from_a_peer() {
     let dir = pair.dirs[0].path();
     let sql = "UPDATE core_blocks SET bytes = x'00' WHERE place & 0xffffffffff IN (7, 8, 70)";
     assert_eq!(change(dir, sql), 3);
+    pair.reader.suspend().await.unwrap();
     let writer = alone(dir).await;
     let found = verify(&writer).await;
     assert_eq!((found.ok, found.damaged, found.mended), (false, vec![7, 8, 70], 0));
     assert_eq!(refused(&writer).await, ErrorCode::Corrupt);
     writer.close().await;
 
+    pair.reader.resume().await.unwrap();
     pair.writer = open(&pair.testnet, dir).await;
     let found = loop {
         // Until the peer is connected.

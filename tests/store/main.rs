@@ -101,10 +101,9 @@ async fn open(testnet: &Testnet, dir: &Path) -> Node {
     Node::open(options).await.unwrap()
 }
 
-/// A node alone, without a network.
+/// A node alone, without a network. It still dials whom it has met: who is to be away is suspended.
 async fn alone(dir: &Path) -> Node {
     let mut options = NodeOptions::new(dir);
-    // Without a bootstrap node alone, it would still find whom it has met.
     options.discovery = DiscoveryOptions { dht: false, lan: false, topic: false };
     options.host = Some("127.0.0.1".into());
     options.port = Some(0);
@@ -138,12 +137,14 @@ async fn a_restored_node_gets_its_lost_entries_back_from_a_peer_before_it_publis
     let dir = tempfile::tempdir().unwrap();
     Node::restore(&backup, dir.path(), Some("correct horse")).await.unwrap();
     // Nobody is there to ask.
+    pair.reader.suspend().await.unwrap();
     let writer = alone(dir.path()).await;
     assert_eq!((writer.catalog().length(), total(&writer)), (3, 3));
     assert_eq!(refused(&writer).await, ErrorCode::FeedUnconfirmed);
     assert!(writer.status().unwrap().advice[0].contains("restored"));
     writer.close().await;
 
+    pair.reader.resume().await.unwrap();
     pair.writer = open(&pair.testnet, dir.path()).await;
     until(&pair.writer, "the confirmation", |node| node.catalog().trouble().is_none()).await;
     assert_eq!((pair.writer.catalog().key(), pair.writer.catalog().length()), (key, length));
@@ -304,9 +305,11 @@ async fn a_copy_that_published_too_is_told_with_its_peer_and_goes_on_with_a_new_
     pair.followed().await;
     pair.writer.close().await;
 
+    pair.reader.suspend().await.unwrap();
     let copied = alone(pair.dirs[2].path()).await;
     copied.catalog().publish(books(20..29)).await.unwrap();
     copied.close().await;
+    pair.reader.resume().await.unwrap();
     let mut told = pair.reader.events().subscribe(None);
     pair.writer = open(&pair.testnet, pair.dirs[2].path()).await;
     until(&pair.writer, "the alarm", |node| node.catalog().trouble().is_some()).await;
