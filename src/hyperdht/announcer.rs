@@ -1,30 +1,30 @@
 //! Keeping a server announced: at three nodes close to its key, which pass handshakes on to it
 //! (`hyperdht` `lib/announcer.js`).
 //!
-//! A node that takes an announcement and then does not know of it is none of these, and the next closest
-//! is asked instead: where some nodes lie, all three might otherwise.
+//! A node that takes an announcement and then does not pass a handshake on is none of these, and the next
+//! closest is asked instead: where some nodes lie, all three might otherwise.
 //!
 //! The nodes are pinged every 3 s. That keeps a NAT's mapping towards them alive, and shows when one
 //! of them is gone or sees us at another address; then, and every 5 minutes, we announce anew.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
-use super::messages::commands;
-use super::messages::handshake::RelayInfo;
-use super::messages::records::{Announce, PeerRecord};
+use super::messages::handshake::{Handshake, RelayInfo};
+use super::messages::records::Announce;
+use super::messages::{Mode, commands};
 use super::node::Inner;
 use super::rpc::io::{Attempts, Reply};
 use super::rpc::message::NodeId;
 use super::rpc::query::{Query, QueryOptions};
 use super::rpc::{Call, Rpc};
-use crate::crypto::KeyPair;
+use crate::crypto::{self, KeyPair};
 use crate::sync::lock;
 use crate::tasks::Spawn;
 
@@ -34,6 +34,12 @@ const RELAYS: usize = 3;
 const MAX_ASKED: usize = 4 * RELAYS;
 /// Relays of earlier rounds that still count: those of two rounds.
 const FORMER_RELAYS: usize = 2 * RELAYS;
+/// How long a node may take before the next closest is asked beside it.
+const PROMPT: Duration = Duration::from_millis(500);
+/// Bytes of a handshake that we send to ourselves: as many as a client's has.
+const PROBE_SIZE: usize = 160;
+/// How often it is sent again.
+const PROBE_RETRIES: u32 = 2;
 /// How often they are pinged.
 const PING_INTERVAL: Duration = Duration::from_secs(3);
 /// After how many pings a server announces itself anew: about 5 minutes.
@@ -76,14 +82,18 @@ pub(crate) struct Announcer {
     running: tokio::sync::Mutex<()>,
     /// Announcements under way.
     commits: TaskTracker,
+    /// Handshakes that we sent to ourselves, and who waits for each.
+    probes: Mutex<HashMap<Probe, oneshot::Sender<()>>>,
     /// Counts finished rounds.
     rounds: watch::Sender<u64>,
 }
 
+type Probe = [u8; PROBE_SIZE];
+
 impl Announcer {
     pub(crate) fn new(keys: KeyPair, target: NodeId) -> Self {
-        let (state, running, commits) = Default::default();
-        Self { keys, target, state, running, commits, rounds: watch::Sender::new(0) }
+        let (state, running, commits, probes) = Default::default();
+        Self { keys, target, state, running, commits, probes, rounds: watch::Sender::new(0) }
     }
 
     /// The nodes that pass handshakes on, and where they see us.
@@ -109,8 +119,19 @@ impl Announcer {
         let _ = self.rounds.subscribe().wait_for(|rounds| *rounds > 0).await;
     }
 
+    /// Takes a handshake that we sent to ourselves.
+    pub(crate) fn is_probe(&self, noise: &[u8]) -> bool {
+        let Some(waiting) =
+            noise.try_into().ok().and_then(|probe: Probe| lock(&self.probes).remove(&probe))
+        else {
+            return false;
+        };
+        let _ = waiting.send(());
+        true
+    }
+
     /// Announces until cancelled.
-    pub(crate) async fn run(&self, inner: &Arc<Inner>) {
+    pub(crate) async fn run(self: &Arc<Self>, inner: &Arc<Inner>) {
         let _running = self.running.lock().await;
         if inner.rpc.options.direct_only {
             self.rounds.send_modify(|rounds| *rounds += 1);
@@ -178,7 +199,7 @@ impl Announcer {
     }
 
     /// One round: find the closest nodes, announce at the best three, leave the others.
-    async fn announce(&self, rpc: &Arc<Rpc>) {
+    async fn announce(self: &Arc<Self>, rpc: &Arc<Rpc>) {
         let nodes = lock(&self.state).closest.clone();
         let call = Call::new(commands::FIND_PEER, None, None);
         let options = QueryOptions { nodes, ..QueryOptions::default() };
@@ -186,25 +207,35 @@ impl Announcer {
 
         let mut candidates = replies.iter().take(MAX_ASKED);
         let mut relays: Vec<RelayInfo> = Vec::new();
-        while relays.len() < RELAYS {
-            let asked: Vec<_> = candidates.by_ref().take(RELAYS - relays.len()).collect();
-            if asked.is_empty() {
-                break;
-            }
-            lock(&self.state).loose.extend(asked.iter().filter_map(|reply| v4(reply.from)));
-            let mut commits = JoinSet::new();
-            for reply in asked {
-                let (rpc, reply) = (Arc::clone(rpc), Arc::clone(reply));
-                let (keys, target) = (self.keys.clone(), self.target);
-                commits.spawn_task(self.commits.track_future(async move {
-                    let relay = commit(&rpc, &keys, target, Vec::new(), &reply).await?;
-                    knows(&rpc, &keys, target, reply.from).await.then_some(relay)
+        let mut commits = JoinSet::new();
+        // One that is silent must not hold up the others.
+        let mut late = 0;
+        loop {
+            while relays.len() + commits.len() < RELAYS + late {
+                let Some(reply) = candidates.next() else { break };
+                lock(&self.state).loose.extend(v4(reply.from));
+                let (announcer, rpc, reply) =
+                    (Arc::clone(self), Arc::clone(rpc), Arc::clone(reply));
+                let commits_of = &self.commits;
+                commits.spawn_task(commits_of.track_future(async move {
+                    let (keys, target) = (&announcer.keys, announcer.target);
+                    let relay = commit(&rpc, keys, target, Vec::new(), &reply).await?;
+                    announcer.is_passed_on(&rpc, reply.from).await.then_some(relay)
                 }));
             }
-            while let Some(outcome) = commits.join_next().await {
-                relays.extend(outcome.ok().flatten());
+            match tokio::time::timeout(PROMPT, commits.join_next()).await {
+                Ok(None) => break,
+                Ok(Some(outcome)) => {
+                    relays.extend(outcome.ok().flatten());
+                    late = late.min(commits.len());
+                }
+                Err(_) => late = commits.len(),
+            }
+            if relays.len() >= RELAYS {
+                break;
             }
         }
+        drop(commits);
         let mut relay_addresses: Vec<SocketAddrV4> = rpc.remote_address().into_iter().collect();
         relay_addresses.extend(relays.iter().map(|relay| relay.relay_address));
         relay_addresses.truncate(RELAYS);
@@ -228,6 +259,27 @@ impl Announcer {
         };
         self.unannounce(rpc, loose).await;
         lock(&self.state).loose.clear();
+    }
+
+    /// Whether `node` passes a handshake on to us. To it, ours is one like any other.
+    async fn is_passed_on(&self, rpc: &Rpc, node: SocketAddr) -> bool {
+        let probe: Probe = crypto::random();
+        let (arrived, waiting) = oneshot::channel();
+        lock(&self.probes).insert(probe, arrived);
+        let _forget = Forget { announcer: self, probe };
+        let handshake = Handshake {
+            mode: Mode::FromClient,
+            noise: probe.to_vec(),
+            peer_address: None,
+            relay_address: None,
+        };
+        let value = Some(handshake.encode().into());
+        let call = Call::new(commands::PEER_HANDSHAKE, Some(self.target), value);
+        // Only one that does not know us answers.
+        tokio::select! {
+            arrived = waiting => arrived.is_ok(),
+            _ = rpc.request(node, call, Attempts { retries: PROBE_RETRIES }) => false,
+        }
     }
 
     /// Takes the announcement back from all nodes that have it, for at most 2 s. [`Announcer::run`] has to
@@ -265,6 +317,18 @@ impl Announcer {
     }
 }
 
+/// Forgets a handshake that nobody waits for any more.
+struct Forget<'a> {
+    announcer: &'a Announcer,
+    probe: Probe,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        lock(&self.announcer.probes).remove(&self.probe);
+    }
+}
+
 /// Announces at the node that gave `reply`. Returns it as a relay when it accepted.
 pub(crate) async fn commit(
     rpc: &Rpc,
@@ -284,14 +348,6 @@ pub(crate) async fn commit(
     }
     let peer_address = answer.to.or(reply.to)?;
     Some(RelayInfo { relay_address: v4(reply.from)?, peer_address })
-}
-
-/// Whether `node` tells of an announcement that it took.
-async fn knows(rpc: &Rpc, keys: &KeyPair, target: NodeId, node: SocketAddr) -> bool {
-    let find = Call::new(commands::FIND_PEER, Some(target), None);
-    let Ok(reply) = rpc.request(node, find, Attempts::default()).await else { return false };
-    let record = reply.value.as_deref().and_then(|value| PeerRecord::decode(value).ok());
-    record.is_some_and(|record| record.public_key == keys.public_key())
 }
 
 /// Takes an announcement back at the node that gave `reply`.

@@ -79,7 +79,7 @@ pub(crate) struct ServerShared {
     /// Admitted clients that have not sent a packet yet.
     pub(super) half_open: AtomicUsize,
     pub(super) accepted: mpsc::Sender<Connection>,
-    pub(crate) announcer: Announcer,
+    pub(crate) announcer: Arc<Announcer>,
     pub(super) inner: Arc<Inner>,
     pub(crate) cancel: CancellationToken,
 }
@@ -145,7 +145,7 @@ impl Server {
             punches: Punches::default(),
             half_open: AtomicUsize::new(0),
             accepted,
-            announcer: Announcer::new(keys.clone(), target),
+            announcer: Arc::new(Announcer::new(keys.clone(), target)),
             cancel: inner.rpc.cancel.child_token(),
             inner,
         });
@@ -221,6 +221,9 @@ impl ServerShared {
         relayed_for: Option<SocketAddrV4>,
         incoming: &Incoming,
     ) -> Option<(Socket, Vec<u8>)> {
+        if self.announcer.is_probe(noise) {
+            return None;
+        }
         let reply = self.reply_to(noise, relayed_for, incoming)?;
         let punch = reply.punch.and_then(|punch| punch.upgrade());
         let socket = punch.and_then(|punch| punch.socket());

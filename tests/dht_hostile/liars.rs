@@ -126,8 +126,8 @@ impl Lie {
     }
 }
 
-/// Starts the liars beside an honest network, whose nodes have heard of all of them.
-async fn corrupt(testnet: &Testnet) -> JoinSet<()> {
+/// Starts liars of these kinds beside an honest network, whose nodes have heard of all of them.
+async fn corrupt(testnet: &Testnet, lies: &[Lie]) -> (JoinSet<()>, Arc<Gang>) {
     let nowhere = |index| (id_of(nowhere(index).into()), nowhere(index));
     let gang = Arc::new(Gang {
         members: Mutex::default(),
@@ -139,15 +139,47 @@ async fn corrupt(testnet: &Testnet) -> JoinSet<()> {
     for index in 0..LIARS {
         let socket = attacker().await;
         gang.members.lock().unwrap().push(v4(socket.local_addr().unwrap()));
-        tasks.spawn(liar(LIES[index % LIES.len()], socket, victims.clone(), Arc::clone(&gang)));
+        tasks.spawn(liar(lies[index % lies.len()], socket, victims.clone(), Arc::clone(&gang)));
     }
-    tasks
+    (tasks, gang)
+}
+
+/// A server whose four closest nodes take its announcement, find it, and pass no handshake on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_closest_nodes_pass_nothing_on_is_reached_over_others() {
+    const PASSING_NOTHING_ON: usize = 4;
+    let testnet = Testnet::start(HONEST).await.expect("testnet");
+    let (mut liars, gang) = corrupt(&testnet, &[Lie::Swallows]).await;
+    let [node, client] = [(); 2].map(|()| HyperDht::bind(testnet.options()).expect("bind"));
+    node.bootstrapped().await;
+    client.bootstrapped().await;
+    let lying: Vec<Id> =
+        gang.members.lock().unwrap().iter().map(|liar| id_of((*liar).into())).collect();
+    let honest = testnet.nodes().iter().map(|node| id_of(node.local_addr()));
+    let all: Vec<Id> = honest.chain(lying.iter().copied()).collect();
+    let keys = loop {
+        let keys = KeyPair::generate();
+        let target = crypto::hash(&[keys.public_key().as_bytes()]);
+        let mut closest = all.clone();
+        closest.sort_unstable_by_key(|id| -> Id { std::array::from_fn(|at| id[at] ^ target[at]) });
+        if closest[..PASSING_NOTHING_ON].iter().all(|id| lying.contains(id)) {
+            break keys;
+        }
+    };
+    let server = node.listen(&keys, Arc::new(|_: &PublicKey, _| true)).expect("listen");
+    server.announced().await;
+    let connection = client.connect(&keys.public_key(), ConnectOptions::default()).await;
+    assert_eq!(connection.expect("connect").remote_public_key(), keys.public_key());
+    liars.abort_all();
+    node.close().await;
+    client.close().await;
+    testnet.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn peers_connect_although_half_of_the_network_lies() {
     let testnet = Testnet::start(HONEST).await.expect("testnet");
-    let mut liars = corrupt(&testnet).await;
+    let (mut liars, _) = corrupt(&testnet, &LIES).await;
     let (mut listening, mut calling) = (Vec::new(), Vec::new());
     for _ in 0..AT_ONCE {
         listening.push(HyperDht::bind(testnet.options()).expect("bind"));
