@@ -187,7 +187,7 @@ export class Bench {
         const batches = kind === 'batch' ? [blocks] : blocks.map((block) => [block])
         for (const blocks of batches) {
           await core.append(blocks)
-          await this.call('append', { blocks: blocks.map(hex) })
+          await this.call('append', { blocks: blocks.map(hex), survives: b < 0.5 ? 'process' : 'power' })
         }
         break
       }

@@ -6,7 +6,7 @@
 //! `{"event":"failed","error"}`. Bytes are hexadecimal.
 //!
 //! - `start {seed}`: both logs, empty, of this key pair → `state`
-//! - `append {blocks}`, `truncate {length, fork?}`, `clear {start, end}`, `state` → `state` of the written log
+//! - `append {blocks, survives?}`, `truncate {length, fork?}`, `clear {start, end}`, `state` → `state` of the written log
 //! - `reopen`, `reopen-reader`: closes it and opens it again → `state`
 //! - `synced {fork, length, blocks}`: waits until the other log is there, and `blocks` are here → `state` with
 //!   no other blocks
@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use alex_p2p::crypto::{Hash, KeyPair, keyed_hash};
 use alex_p2p::hypercore::replicator::{CoreHandle, Policy, Replicator};
+use alex_p2p::hypercore::storage::Survives;
 use alex_p2p::hypercore::{Core, CoreError, Manifest, OpenOptions, Storage};
 use alex_p2p::protomux::{MuxOptions, Protomux};
 use alex_p2p::secret_stream::connect_xx;
@@ -130,7 +131,11 @@ impl Program {
             }
             "append" => {
                 let core = self.writer.core()?;
-                core.append(blocks(command)?).await?;
+                let survives = match command["survives"].as_str() {
+                    Some("process") => Survives::Process,
+                    _ => Survives::Power,
+                };
+                core.append_surviving(blocks(command)?, survives).await?;
                 state(core)
             }
             "truncate" => {

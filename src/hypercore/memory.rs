@@ -10,7 +10,7 @@ use super::bitfield::{Bitfield, Page};
 use super::flat_tree;
 use super::messages::Node;
 use super::storage::{
-    Commit, Committing, CoreStorage, Header, Result, Storage, StorageError, StorageErrorKind,
+    Commit, Committing, CoreStorage, Header, Note, Result, Storage, StorageError, StorageErrorKind,
 };
 use crate::crypto::Hash;
 use crate::sync::lock;
@@ -35,6 +35,7 @@ struct Stored {
     nodes: BTreeMap<u64, Node>,
     blocks: BTreeMap<u64, Bytes>,
     pages: BTreeMap<u64, Box<Page>>,
+    notes: Vec<Note>,
     commits: u64,
 }
 
@@ -97,6 +98,21 @@ impl MemoryStorage {
                 stored.blocks.insert(index, bytes);
             }
         }
+    }
+
+    /// Changes a core's notes behind its back; `false` when it has none.
+    #[cfg(test)]
+    pub(crate) fn notes_of(
+        &self,
+        discovery_key: &Hash,
+        change: impl FnOnce(&mut Vec<Note>),
+    ) -> bool {
+        let stored = lock(&self.shared).cores.get(discovery_key).map(Arc::clone);
+        let Some(stored) = stored else { return false };
+        let notes = &mut lock(&stored).notes;
+        let has_notes = !notes.is_empty();
+        change(notes);
+        has_notes
     }
 
     /// How many commits a core has seen.
@@ -190,6 +206,7 @@ impl CoreStorage for Place {
         let mut stored = lock(&self.stored);
         if let Some(header) = &commit.header {
             stored.header = Some(header.clone());
+            stored.notes.clear();
         }
         if let Some(length) = commit.truncate {
             stored.nodes.retain(|index, _| flat_tree::is_within(*index, length));
@@ -206,6 +223,19 @@ impl CoreStorage for Place {
         stored.pages.extend(commit.pages.iter().cloned());
         stored.commits += 1;
         Box::pin(std::future::ready(sync_failure.map_or(Ok(()), Err)))
+    }
+
+    fn takes_notes(&self) -> bool {
+        true
+    }
+
+    fn note(&self, note: &Note) -> bool {
+        lock(&self.stored).notes.push(note.clone());
+        true
+    }
+
+    fn notes(&self) -> Result<Vec<Note>> {
+        Ok(lock(&self.stored).notes.clone())
     }
 
     fn close(&self) {

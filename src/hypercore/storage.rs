@@ -106,6 +106,27 @@ pub struct Commit {
     pub survives: Survives,
 }
 
+/// An append that is written down until a commit has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// The fork.
+    pub fork: u64,
+    /// The length before, in blocks.
+    pub start: u64,
+    /// The signature over the tree with the blocks. It also proves that a note is what was written.
+    pub signature: Bytes,
+    /// The blocks.
+    pub blocks: Vec<Bytes>,
+}
+
+impl Note {
+    /// The length that the log has with it.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.start + self.blocks.len() as u64
+    }
+}
+
 /// A place that keeps many cores.
 pub trait Storage: Send + Sync {
     /// Opens the place of one core, whether or not anything is stored there yet. Fails with
@@ -128,8 +149,23 @@ pub trait CoreStorage: Send + Sync {
     fn blocks(&self, start: u64, end: u64, max_bytes: usize) -> Result<Vec<(u64, Bytes)>>;
     /// Every bitfield page with its number.
     fn pages(&self) -> Result<Vec<(u64, Box<Page>)>>;
-    /// Stores a commit, entirely or not at all. Dropping the future does not undo it.
+    /// Stores a commit, entirely or not at all. Dropping the future does not undo it. One with a header
+    /// takes the place of all notes.
     fn commit(&self, commit: Arc<Commit>) -> Committing;
+    /// Whether [`CoreStorage::note`] would take a note now.
+    fn takes_notes(&self) -> bool {
+        false
+    }
+    /// Writes an append down, at once and where it survives the end of the process, until a commit has it.
+    /// `false` when it has to be committed instead.
+    fn note(&self, note: &Note) -> bool {
+        let _ = note;
+        false
+    }
+    /// The notes that no commit has, oldest first, among others that one has or that are damaged.
+    fn notes(&self) -> Result<Vec<Note>> {
+        Ok(Vec::new())
+    }
     /// Allows the core to be opened again. Later calls of the other methods may fail.
     fn close(&self);
 }

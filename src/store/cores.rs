@@ -14,13 +14,14 @@ use bytes::Bytes;
 use rusqlite::Connection;
 
 use self::pages::{NodePage, PAGE_NODES, PageCache};
+use super::tail::Tail;
 use super::{Database, Durability, StoreError};
 use crate::crypto::Hash;
 use crate::error::{Error, ErrorCode};
 use crate::hypercore::Node;
 use crate::hypercore::bitfield::Page;
 use crate::hypercore::storage::{
-    Commit, Committing, CoreStorage, Header, Result, Storage, StorageError, StorageErrorKind,
+    Commit, Committing, CoreStorage, Header, Note, Result, Storage, StorageError, StorageErrorKind,
     Survives,
 };
 use crate::sync::lock;
@@ -35,6 +36,7 @@ struct Shared {
     database: Database,
     open: Mutex<HashSet<Hash>>,
     cache: Mutex<PageCache>,
+    tail: Tail,
 }
 
 /// The place of one core.
@@ -79,9 +81,9 @@ impl CoreStore {
     /// The cores of `database`. One is enough for all: only its clones know what is open.
     #[must_use]
     pub fn new(database: Database) -> Self {
-        let shared =
-            Shared { database, open: Mutex::default(), cache: Mutex::new(PageCache::default()) };
-        Self { shared: Arc::new(shared) }
+        let tail = Tail::of(&database.inner.path);
+        let (open, cache) = (Mutex::default(), Mutex::new(PageCache::default()));
+        Self { shared: Arc::new(Shared { database, open, cache, tail }) }
     }
 }
 
@@ -121,6 +123,7 @@ impl Storage for CoreStore {
                 .await;
             if let Ok(Some(id)) = removed {
                 lock(&shared.cache).forget(id);
+                shared.tail.forget(&key);
             }
             lock(&shared.open).remove(&key);
             Ok(removed.map(drop)?)
@@ -211,6 +214,7 @@ impl CoreStorage for Place {
         let (known, ahead) = (Arc::clone(&self.id), Arc::clone(&self.ahead));
         let removes = commit.truncate.is_some() || !commit.removed_blocks.is_empty();
         let truncates = commit.truncate.is_some();
+        let has_header = commit.header.is_some();
         let durability = match commit.survives {
             Survives::Process => Durability::Process,
             Survives::Power => Durability::Power,
@@ -229,6 +233,9 @@ impl CoreStorage for Place {
                 cache.insert_written(id, pages);
             }
             known.store(id, Ordering::Relaxed);
+            if has_header {
+                shared.tail.forget(&key);
+            }
             if removes {
                 let mut ahead = lock(&ahead);
                 ahead.generation += 1;
@@ -238,9 +245,25 @@ impl CoreStorage for Place {
         })
     }
 
+    fn takes_notes(&self) -> bool {
+        self.shared.tail.takes()
+    }
+
+    fn note(&self, note: &Note) -> bool {
+        self.shared.tail.put(&self.discovery_key, note)
+    }
+
+    fn notes(&self) -> Result<Vec<Note>> {
+        self.shared.tail.notes(&self.discovery_key)
+    }
+
     fn close(&self) {
         if !self.closed.swap(true, Ordering::Relaxed) {
-            lock(&self.shared.open).remove(&self.discovery_key);
+            let mut open = lock(&self.shared.open);
+            open.remove(&self.discovery_key);
+            if open.is_empty() {
+                self.shared.tail.tidy();
+            }
         }
     }
 }

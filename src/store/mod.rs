@@ -15,6 +15,7 @@ mod cores;
 mod integrity;
 mod log;
 mod schema;
+mod tail;
 mod writer;
 
 use std::path::{Path, PathBuf};

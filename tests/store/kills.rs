@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use alex_p2p::catalog::{Book, BookEntry, VerifyOptions};
 use alex_p2p::crypto::KeyPair;
 use alex_p2p::hypercore::replicator::{Policy as CorePolicy, Replicator};
+use alex_p2p::hypercore::storage::Survives;
 use alex_p2p::hypercore::{Core, Manifest, OpenOptions};
 use alex_p2p::protomux::{MuxOptions, Protomux};
 use alex_p2p::secret_stream::connect_xx;
@@ -41,6 +42,8 @@ const SMALL_BOOK_BYTES: usize = 100_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Append,
+    /// Appends that survive this, and not the loss of power.
+    Note,
     Fetch,
     Publish,
     Follow,
@@ -48,8 +51,8 @@ enum Role {
     Receive,
 }
 
-const ROLES: [Role; 6] =
-    [Role::Append, Role::Fetch, Role::Publish, Role::Follow, Role::Send, Role::Receive];
+const ROLES: [Role; 7] =
+    [Role::Append, Role::Note, Role::Fetch, Role::Publish, Role::Follow, Role::Send, Role::Receive];
 
 fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
@@ -104,6 +107,7 @@ async fn victim() {
     let role = ROLES.into_iter().find(|known| format!("{known:?}") == role).unwrap();
     match role {
         Role::Append => append(&folder, batch).await,
+        Role::Note => note(&folder, batch).await,
         Role::Fetch => fetch(&folder, at).await,
         _ => serve(role, &folder, batch, at, number).await,
     }
@@ -113,6 +117,24 @@ async fn append(folder: &Path, batch: u64) {
     let (_database, core) = open_log(folder);
     println!("ready");
     loop {
+        let start = core.length();
+        core.append((start..start + batch).map(block).collect()).await.unwrap();
+        println!("acknowledged {}", core.length());
+    }
+}
+
+/// Appends one by one, and every now and then a batch that is synced.
+async fn note(folder: &Path, batch: u64) {
+    let (_database, core) = open_log(folder);
+    println!("ready");
+    loop {
+        for _ in 0..100 {
+            let next = vec![block(core.length())];
+            core.append_surviving(next, Survives::Process).await.unwrap();
+            println!("acknowledged {}", core.length());
+            // Now before, now after the commits.
+            tokio::time::sleep(Duration::from_micros(100)).await;
+        }
         let start = core.length();
         core.append((start..start + batch).map(block).collect()).await.unwrap();
         println!("acknowledged {}", core.length());
@@ -274,7 +296,7 @@ impl Scene {
         let scene = Self { role, folder: tempfile::tempdir().unwrap(), disk };
         let mut acknowledged = 0;
         match role {
-            Role::Append => {
+            Role::Append | Role::Note => {
                 for seed in seeds {
                     acknowledged += scene.kill_appending(seed).await;
                 }

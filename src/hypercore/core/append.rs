@@ -10,8 +10,10 @@ use tokio::sync::oneshot;
 
 use super::Core;
 use super::commit::{blocking, commit_pending};
+use super::noted::note;
 use super::state::{Append, Inner};
 use crate::hypercore::error::CoreError;
+use crate::hypercore::messages::Node;
 use crate::hypercore::storage::{Commit, MAX_BLOCK_BYTES, MAX_LENGTH, Survives};
 use crate::hypercore::tree::{Batch, Roots};
 use crate::hypercore::verifier::Verifier;
@@ -50,6 +52,12 @@ impl Core {
         self.locked(|state| state.check())?;
         if blocks.is_empty() {
             return Ok(self.length());
+        }
+        if survives == Survives::Process
+            && are_few(&blocks)
+            && let Some(length) = self.note(&blocks)?
+        {
+            return Ok(length);
         }
         let (done, outcome) = oneshot::channel();
         if lock(&self.inner.appends).add(Append { blocks, survives, done }) {
@@ -90,6 +98,10 @@ async fn run(inner: Arc<Inner>) {
     }
 }
 
+fn are_few(blocks: &[Bytes]) -> bool {
+    blocks.len() <= FEW_BLOCKS && blocks.iter().map(Bytes::len).sum::<usize>() <= FEW_BYTES
+}
+
 /// Appends and returns the length before.
 async fn append_all(
     inner: &Arc<Inner>,
@@ -98,16 +110,22 @@ async fn append_all(
 ) -> Result<u64, CoreError> {
     let _guard = inner.committing.lock().await;
     // The pages that are stored with an append must not have bits of blocks that are not.
+    if survives == Survives::Process
+        && are_few(&blocks)
+        && let Some(length) = note(inner, &blocks)?
+    {
+        return Ok(length - blocks.len() as u64);
+    }
     commit_pending(inner, Survives::Process).await?;
-    let signed = {
-        if blocks.len() <= FEW_BLOCKS && blocks.iter().map(Bytes::len).sum::<usize>() <= FEW_BYTES {
-            sign(inner, &blocks, survives)?
+    let (signed, commit) = {
+        if are_few(&blocks) {
+            signed_commit(inner, &blocks, survives)?
         } else {
             let inner = Arc::clone(inner);
-            blocking(move || sign(&inner, &blocks, survives)).await??
+            blocking(move || signed_commit(&inner, &blocks, survives)).await??
         }
     };
-    let stored = inner.storage.commit(Arc::clone(&signed.commit)).await;
+    let stored = inner.storage.commit(Arc::new(commit)).await;
     let mut state = lock(&inner.state);
     let start = state.roots.length;
     if let Err(error) = stored {
@@ -123,17 +141,22 @@ async fn append_all(
     Ok(start)
 }
 
-struct Signed {
-    roots: Roots,
-    signature: Bytes,
-    commit: Arc<Commit>,
+/// Blocks that were hashed and signed as what comes next.
+pub(super) struct Signed {
+    pub(super) roots: Roots,
+    pub(super) signature: Bytes,
+    /// In order.
+    pub(super) nodes: Vec<Node>,
+    pub(super) fork: u64,
+    /// The length before.
+    pub(super) start: u64,
 }
 
-fn sign(inner: &Inner, blocks: &[Bytes], survives: Survives) -> Result<Signed, CoreError> {
-    let (mut header, roots, manifest) = {
+pub(super) fn sign(inner: &Inner, blocks: &[Bytes]) -> Result<Signed, CoreError> {
+    let (fork, roots, manifest) = {
         let state = lock(&inner.state);
-        let manifest = state.manifest.clone().ok_or(CoreError::NotWritable)?.manifest;
-        (state.header(&inner.key), Roots::clone(&state.roots), manifest)
+        let manifest = state.manifest.as_ref().ok_or(CoreError::NotWritable)?;
+        (state.fork, Roots::clone(&state.roots), Arc::clone(&manifest.manifest))
     };
     let writer = inner.writer.as_ref().ok_or(CoreError::NotWritable)?;
     let start = roots.length;
@@ -146,24 +169,37 @@ fn sign(inner: &Inner, blocks: &[Bytes], survives: Survives) -> Result<Signed, C
     let mut batch = Batch::new(roots);
     batch.append_all(blocks).ok_or(CoreError::TooLong)?;
     let roots = batch.roots;
-    let signature = Verifier::new(&inner.key, &manifest).sign(&roots, header.fork, writer);
+    let signature = Verifier::new(&inner.key, &manifest).sign(&roots, fork, writer);
     let signature = Bytes::from(signature.ok_or(CoreError::NotWritable)?);
-    header.length = roots.length;
-    header.byte_length = roots.byte_length;
-    header.signature = Some(signature.clone());
     let mut nodes: Vec<_> = batch.found.iter().map(|found| found.node).collect();
     // Level by level they are in order, which this sort makes use of.
     nodes.sort_by_key(|node| node.index);
+    Ok(Signed { roots, signature, nodes, fork, start })
+}
+
+fn signed_commit(
+    inner: &Inner,
+    blocks: &[Bytes],
+    survives: Survives,
+) -> Result<(Signed, Commit), CoreError> {
+    let mut signed = sign(inner, blocks)?;
+    let (mut header, pages) = {
+        let state = lock(&inner.state);
+        (state.header(&inner.key), state.bits.pages_with(signed.start, signed.roots.length))
+    };
+    header.length = signed.roots.length;
+    header.byte_length = signed.roots.byte_length;
+    header.signature = Some(signed.signature.clone());
     let commit = Commit {
         header: Some(header),
         truncate: None,
-        nodes: Arc::new(nodes),
-        blocks: (start..).zip(blocks.iter().cloned()).collect(),
+        nodes: Arc::new(std::mem::take(&mut signed.nodes)),
+        blocks: (signed.start..).zip(blocks.iter().cloned()).collect(),
         removed_blocks: Vec::new(),
-        pages: lock(&inner.state).bits.pages_with(start, roots.length),
+        pages,
         survives,
     };
-    Ok(Signed { roots, signature, commit: Arc::new(commit) })
+    Ok((signed, commit))
 }
 
 #[cfg(test)]

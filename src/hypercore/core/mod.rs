@@ -7,6 +7,7 @@ mod clear;
 mod commit;
 #[cfg(test)]
 mod fixture;
+mod noted;
 mod open;
 mod read;
 mod reorg;

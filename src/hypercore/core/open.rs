@@ -20,6 +20,7 @@ use crate::hypercore::storage::{
 };
 use crate::hypercore::tree::{Batch, Nodes, Roots};
 use crate::hypercore::verifier::Verifier;
+use crate::sync::lock;
 
 impl Core {
     /// Makes a new core. Blocks on disk. Nothing is stored before the first append.
@@ -125,7 +126,14 @@ impl Core {
             commits,
             appends: Mutex::default(),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        let core = Self { inner: Arc::new(inner) };
+        {
+            let mut state = lock(&core.inner.state);
+            if !state.pending.is_empty() {
+                core.schedule(&mut state);
+            }
+        }
+        Ok(core)
     }
 }
 
@@ -197,6 +205,7 @@ fn load(
     state.fork = header.fork;
     state.signature = header.signature;
     state.roots = Arc::new(roots);
+    state.append_notes(place, key)?;
     Ok(state)
 }
 

@@ -316,7 +316,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn forks_on_forks_are_followed_with_nothing_on_disk_between() {
         let source = written(&memory(), 60).await;
         let storage = memory();

@@ -106,6 +106,8 @@ pub(super) struct Pending {
     pub(super) header: bool,
     /// To which length the stored log is cut before anything else is stored.
     pub(super) truncate: Option<u64>,
+    /// The length up to which the storage has notes, when these are all that changed the header.
+    pub(super) noted: Option<u64>,
     /// Roughly how much memory this takes.
     pub(super) bytes: usize,
 }
@@ -158,6 +160,11 @@ impl Pending {
     /// Whether nothing older than this has block `index` any more.
     fn hides_block(&self, index: u64) -> bool {
         self.truncate.is_some_and(|length| index >= length)
+    }
+
+    /// Whether the storage's notes, with what it has, lead to a log of this length.
+    pub(super) fn is_noted(&self, length: u64) -> bool {
+        self.truncate.is_none() && (!self.header || self.noted == Some(length))
     }
 
     /// Puts back what a failed commit had taken; what came since is newer.
