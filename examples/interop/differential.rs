@@ -165,13 +165,20 @@ impl Program {
                 let blocks = wanted(command)?;
                 let (fork, length) = (number(command, "fork")?, number(command, "length")?);
                 let mut changes = core.subscribe();
-                let there = changes.wait_for(|now| {
-                    (now.fork, now.length) == (fork, length)
-                        && now.blocks >= blocks.len() as u64
-                        && blocks.iter().all(|index| core.has(*index))
-                });
+                let there = async {
+                    loop {
+                        // A copy: the core is not to be asked while one looks at its change.
+                        let now = *changes.borrow_and_update();
+                        if (now.fork, now.length) == (fork, length)
+                            && blocks.iter().all(|index| core.has(*index))
+                        {
+                            return Ok::<_, Failure>(());
+                        }
+                        changes.changed().await?;
+                    }
+                };
                 match tokio::time::timeout(PATIENCE, there).await {
-                    Ok(now) => drop(now?),
+                    Ok(there) => there?,
                     Err(_) => return Err(format!("the reader stays {:?}", core.state()).into()),
                 }
                 state_of(core, Some(&blocks))

@@ -158,7 +158,8 @@ impl Core {
         *self.inner.changes.borrow()
     }
 
-    /// Told of every change.
+    /// Told of every change. Copy what `borrow` gives before asking the core anything (in the closure of
+    /// `wait_for`, do not): it cannot change while that is looked at, and asking it may wait for ever.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<CoreChange> {
         self.inner.changes.subscribe()

@@ -47,6 +47,11 @@ pub(in crate::hypercore) struct Path {
 }
 
 impl Reorg {
+    /// The fork that the log is to become.
+    pub(in crate::hypercore) fn fork(&self) -> u64 {
+        self.fork
+    }
+
     /// What is still to be asked for, or `None` when it can be taken over.
     pub(in crate::hypercore) fn path(&self) -> Option<Path> {
         let top = self.differs.filter(|node| node.index & 1 == 1)?.index;

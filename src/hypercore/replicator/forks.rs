@@ -113,9 +113,9 @@ impl Peer {
         self.bits.next_set(path.start, path.end).unwrap_or(last)
     }
 
-    /// The fork is signed; this path of it is needed next.
-    pub(super) fn ask_path(&mut self, path: Path) {
-        self.following.path = self.remote.map(|remote| (remote.fork, path));
+    /// The fork is signed; this path of it is needed next. The peer may have a later one by now.
+    pub(super) fn ask_path(&mut self, fork: u64, path: Path) {
+        self.following.path = Some((fork, path));
     }
 
     /// The peer shows too little of its fork, or it is of no use here.

@@ -10,8 +10,10 @@ use super::local::tests::{FakeCore, full_roots};
 use super::peer::{Outcome, Peer, Role};
 use super::requests::{Asked, Downloads, PeerId};
 use super::schedule::STALL;
+use crate::hypercore::core::Path;
 use crate::hypercore::messages::{
-    Data, DataBlock, DataUpgrade, Message, NoData, NoDataReason, Range, Request, Sync,
+    Data, DataBlock, DataUpgrade, Message, NoData, NoDataReason, Range, Request, RequestUpgrade,
+    Sync,
 };
 
 const READER: Role = Role { downloading: true, uploading: true };
@@ -311,6 +313,33 @@ fn a_peer_that_always_has_a_later_fork_is_asked_a_few_times_and_then_once_a_seco
     }
     assert!((64..=74).contains(&asked), "{asked}");
     assert!(reader.peers[0].outstanding.is_empty());
+}
+
+#[test]
+fn a_fork_that_was_overtaken_is_not_asked_on_about() {
+    let now = Instant::now();
+    let mut reader = Side::new(FakeCore::reader(40), READER, 1, now);
+    let has =
+        |fork, length| Message::Sync(Sync { fork, length, uploading: true, ..Sync::default() });
+    let asked = |reader: &mut Side| {
+        let messages = reader.poll(0, now);
+        let requests = requests(&messages);
+        let [request] = requests.as_slice() else { panic!("{requests:?}") };
+        (request.id, request.fork, request.upgrade, request.hash)
+    };
+    reader.take(0, has(1, 20), now).unwrap();
+    let (id, fork, upgrade, _) = asked(&mut reader);
+    assert_eq!((fork, upgrade), (1, Some(RequestUpgrade { start: 0, length: 20 })));
+    let request = Request { id, fork, upgrade, ..Request::default() };
+    let Message::Data(data) = reader.answer(&request) else { panic!("no answer") };
+    let Side { core, downloads, peers, .. } = &mut reader;
+    let delivered = peers[0].receive(Message::Data(data), core, downloads, now).unwrap();
+    // While that is looked at, the peer cuts its log again.
+    peers[0].receive(has(2, 4), core, downloads, now).unwrap();
+    peers[0].ask_path(1, Path { start: 0, end: 16, levels: 4 });
+    peers[0].finish(&delivered[0], Outcome::Applied, downloads).unwrap();
+    let all = Some(RequestUpgrade { start: 0, length: 4 });
+    assert_eq!(asked(&mut reader), (id + 1, 2, all, None));
 }
 
 /// What a side puts out, by kind.

@@ -340,7 +340,7 @@ impl Membership {
     pub(super) fn keep_reorg(&self, reorg: Reorg, path: Path) {
         let mut state = self.swarm.state();
         if let Some(member) = state.members.get_mut(&self.id) {
-            member.peer.ask_path(path);
+            member.peer.ask_path(reorg.fork(), path);
             member.reorg = Some(reorg);
         }
     }
