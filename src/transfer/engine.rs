@@ -13,7 +13,9 @@ use tokio_util::task::TaskTracker;
 
 use super::held::WholeBook;
 use super::lander::Landing;
+use super::library::BookSource;
 use super::line::{Letter, Line};
+use super::lives::Lives;
 use super::message::Message;
 use super::part::Parts;
 use super::progress::Progress;
@@ -38,8 +40,8 @@ pub(super) struct Engine {
     pub(super) landings: Mutex<Gathered<Landing>>,
     /// How many transfers have finished; old ones are forgotten once in a while.
     finished: AtomicU32,
-    /// Transfers that are not finished, by id.
-    live: Mutex<HashMap<String, Arc<Live>>>,
+    /// Transfers that are not finished.
+    live: Mutex<Lives>,
     lines: Mutex<HashMap<PublicKey, Arc<Line>>>,
     /// One new request for a book at a time, so that it is asked for once.
     pub(super) requesting: Turns,
@@ -63,6 +65,7 @@ pub(super) struct Live {
     pub(super) id: String,
     peer: PublicKey,
     direction: Direction,
+    request_id: String,
     created_at: u64,
     /// Held while the state changes.
     pub(super) record: tokio::sync::Mutex<Record>,
@@ -71,6 +74,8 @@ pub(super) struct Live {
     pub(super) job: Mutex<Option<Job>>,
     /// Outgoing: the open core.
     pub(super) ticket: Mutex<Option<Ticket>>,
+    /// Outgoing: where the book is, as it was looked up a moment ago.
+    pub(super) source: Mutex<Option<BookSource>>,
     /// Incoming: every block of the file was verified and written in this run of the program.
     pub(super) is_verified: AtomicBool,
     /// Incoming: a small book that is whole.
@@ -102,16 +107,18 @@ pub(super) struct Job {
 }
 
 impl Live {
-    fn new(record: Record) -> Self {
+    pub(super) fn new(record: Record) -> Self {
         Self {
             id: record.id.clone(),
             peer: record.peer,
             direction: record.direction,
+            request_id: record.request_id.clone(),
             created_at: record.created_at,
             info: watch::Sender::new(record.info()),
             record: tokio::sync::Mutex::new(record),
             job: Mutex::default(),
             ticket: Mutex::default(),
+            source: Mutex::default(),
             is_verified: AtomicBool::new(false),
             whole: Mutex::default(),
             is_ending: AtomicBool::new(false),
@@ -128,6 +135,11 @@ impl Live {
     /// Whether it is an unfinished transfer with this peer.
     fn is_with(&self, peer: &PublicKey, direction: Direction) -> bool {
         (self.peer, self.direction) == (*peer, direction) && !self.info.borrow().state.is_terminal()
+    }
+
+    /// What the peer calls an outgoing one.
+    pub(super) fn asked_as(&self) -> Option<(PublicKey, String)> {
+        (self.direction == Direction::Outgoing).then(|| (self.peer, self.request_id.clone()))
     }
 
     /// Orders transfers by when they began.
@@ -259,9 +271,7 @@ impl Engine {
 
     /// The live transfer of a record; the one that is there already, if it is.
     pub(super) fn adopt(&self, record: Record) -> Arc<Live> {
-        let mut live = lock(&self.live);
-        let entry = live.entry(record.id.clone());
-        Arc::clone(entry.or_insert_with(|| Arc::new(Live::new(record))))
+        lock(&self.live).adopt(record)
     }
 
     /// [`Engine::adopt`] and write down, for what a peer asks for. `None` when it has `limit` requests open.
@@ -275,13 +285,13 @@ impl Engine {
         let record = added.record.lock().await;
         {
             let mut live = lock(&self.live);
-            let open = live.values().filter(|live| {
+            let open = live.all().filter(|live| {
                 live.is_with(&peer, Direction::Outgoing) && !live.is_ending.load(Ordering::Relaxed)
             });
             if open.count() >= limit {
                 return Ok(None);
             }
-            live.insert(record.id.clone(), Arc::clone(&added));
+            live.insert(&added);
         }
         if let Err(error) = self.save(&record, Durability::Process).await {
             lock(&self.live).remove(&record.id);
@@ -293,7 +303,12 @@ impl Engine {
 
     /// A transfer that is not finished.
     pub(super) fn live(&self, id: &str) -> Option<Arc<Live>> {
-        lock(&self.live).get(id).cloned()
+        lock(&self.live).get(id)
+    }
+
+    /// The outgoing transfer, not finished, that a peer means by an id of its own.
+    pub(super) fn asked_as(&self, peer: &PublicKey, request_id: &str) -> Option<Arc<Live>> {
+        lock(&self.live).asked_as(*peer, request_id.to_owned())
     }
 
     /// The live transfer of the record that `read` finds. Nobody settles it in between.
@@ -303,10 +318,7 @@ impl Engine {
     ) -> Result<Option<Arc<Live>>> {
         let mut live = lock(&self.live);
         let record = self.options.database.read(read)?;
-        Ok(record.map(|record| {
-            let entry = live.entry(record.id.clone());
-            Arc::clone(entry.or_insert_with(|| Arc::new(Live::new(record))))
-        }))
+        Ok(record.map(|record| live.adopt(record)))
     }
 
     /// Lets go of a transfer that is finished.
@@ -320,7 +332,7 @@ impl Engine {
     /// was let go of, and then resumed.
     pub(super) fn keep(&self, live: &Arc<Live>, record: &Record) {
         if !record.state.is_terminal() {
-            lock(&self.live).entry(record.id.clone()).or_insert_with(|| Arc::clone(live));
+            lock(&self.live).insert(live);
         }
     }
 
@@ -328,7 +340,7 @@ impl Engine {
     pub(super) fn with_peer(&self, peer: &PublicKey, direction: Direction) -> Vec<Arc<Live>> {
         let live = lock(&self.live);
         let is_wanted = |live: &&Arc<Live>| live.is_with(peer, direction);
-        let mut found: Vec<_> = live.values().filter(is_wanted).cloned().collect();
+        let mut found: Vec<_> = live.all().filter(is_wanted).cloned().collect();
         found.sort_unstable_by(|a, b| a.age().cmp(&b.age()));
         found
     }
@@ -340,7 +352,7 @@ impl Engine {
         direction: Direction,
     ) -> (Vec<Arc<Live>>, Vec<Arc<Live>>) {
         let live = lock(&self.live);
-        let found = live.values().filter(|live| live.is_with(peer, direction)).cloned();
+        let found = live.all().filter(|live| live.is_with(peer, direction)).cloned();
         found.partition(|live| live.info.borrow().state == State::Queued)
     }
 
@@ -464,7 +476,7 @@ impl Engine {
     /// Stops everything; unfinished transfers go on at the next start.
     pub(super) async fn close(&self) {
         self.closing.cancel();
-        let all: Vec<_> = lock(&self.live).drain().map(|(_, live)| live).collect();
+        let all = lock(&self.live).take();
         for live in all {
             Job::ended(live.take_job()).await;
         }

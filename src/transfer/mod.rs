@@ -20,6 +20,7 @@ mod landing;
 mod library;
 mod line;
 mod link;
+mod lives;
 pub mod message;
 mod options;
 mod part;

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::engine::{Ending, Engine, Live};
 use super::held::SMALL_BOOK;
+use super::library::BookSource;
 use super::message::{Cancel, Done, Message, Reply, Request, Status};
 use super::policy::Policy;
 use super::progress::Meter;
@@ -51,11 +52,15 @@ impl Engine {
         if !self.options.peers.is_approved(&peer) {
             return Ok(());
         }
-        let known = self.find(|c| table::by_request(c, &peer, &request.id))?;
+        let known = match self.asked_as(&peer, &request.id) {
+            Some(live) => Some(live),
+            None => self.find(|c| table::by_request(c, &peer, &request.id))?,
+        };
+        let mut found = None;
         let live = match known {
             Some(live) => live,
             None => {
-                let Some((book, _)) = self.options.library.own(&request.book_id)? else {
+                let Some((book, source)) = self.options.library.own(&request.book_id)? else {
                     self.reply(&peer, request.id, Status::Unavailable, None);
                     return Ok(());
                 };
@@ -67,6 +72,7 @@ impl Engine {
                     self.reply(&peer, request.id, Status::Pending, Some(reason));
                     return Ok(());
                 };
+                found = source;
                 live
             }
         };
@@ -85,6 +91,9 @@ impl Engine {
             Policy::ManualApprove if !approved => Outgoing::AskedManual,
             _ => Outgoing::AskedAllowed,
         };
+        if event == Outgoing::AskedAllowed {
+            *lock(&live.source) = found;
+        }
         self.outgoing_step(&live, event, |record| {
             if event == Outgoing::AskedRefused && record.reason.is_none() {
                 record.reason = Some("this server shares its catalog only".into());
@@ -145,6 +154,7 @@ impl Engine {
     /// their way to the disk over there longer than they flow.
     fn spawn_preparation(self: &Arc<Self>, live: &Arc<Live>, record: &Record) {
         let (peer, book_id) = (record.peer, record.book_id.clone());
+        let found = lock(&live.source).take();
         let seems_small = (1..=SMALL_BOOK).contains(&record.total());
         self.start_job(live, move |engine, live, stop| async move {
             let at_once = engine.options.limits.transfers_at_once;
@@ -153,7 +163,7 @@ impl Engine {
                 return engine.wait_for_slot(&live, peer).await;
             }
             let prepared = tokio::select! {
-                prepared = engine.prepare(&book_id) => prepared,
+                prepared = engine.prepare(&book_id, found) => prepared,
                 () = stop.cancelled() => return engine.give_slot_back(&live, peer),
             };
             match prepared {
@@ -185,7 +195,11 @@ impl Engine {
         }
     }
 
-    async fn prepare(&self, book_id: &str) -> Result<Ticket> {
+    /// Hashes and opens a book, whose source may have been `found` a moment ago.
+    async fn prepare(&self, book_id: &str, found: Option<BookSource>) -> Result<Ticket> {
+        if let Some(source) = found {
+            return self.shelf.prepare(book_id, source).await;
+        }
         let gone = || Error::new(ErrorCode::Unavailable, "the book is not in the catalog any more");
         let (_, source) = self.options.library.own(book_id)?.ok_or_else(gone)?;
         let source = source.ok_or_else(|| {
@@ -340,12 +354,6 @@ impl Engine {
 
     fn reply(&self, peer: &PublicKey, id: String, status: Status, reason: Option<String>) {
         self.send(peer, Message::Reply(Reply { id, status, reason, book: None }), None);
-    }
-
-    /// The outgoing transfer that a peer means by an id of its own.
-    fn asked_as(&self, peer: &PublicKey, request_id: &str) -> Option<Arc<Live>> {
-        let known = self.options.database.read(|c| table::by_request(c, peer, request_id));
-        known.ok().flatten().and_then(|record| self.live(&record.id))
     }
 
     /// The transfer that a message ends.
