@@ -140,6 +140,7 @@ impl Engine {
         }
         let small = lock(&live.whole).take();
         if let Some(small) = small {
+            self.tell_whole(live, record);
             return match self.land(live, record, small).await? {
                 Some(path) => self.landed(live, &part, path).await,
                 None => Ok(()),

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::held::WholeBook;
 use super::lander::Landing;
 use super::library::BookSource;
-use super::line::{Letter, Line};
+use super::line::{Letter, Line, Tells};
 use super::lives::Lives;
 use super::message::Message;
 use super::part::Parts;
@@ -80,6 +80,9 @@ pub(super) struct Live {
     pub(super) is_verified: AtomicBool,
     /// Incoming: a small book that is whole.
     pub(super) whole: Mutex<Option<WholeBook>>,
+    /// Incoming: the peer is being told that the book is whole, and has been told.
+    pub(super) is_done: AtomicBool,
+    pub(super) is_told: AtomicBool,
     /// There is an [`Ending`] of it.
     is_ending: AtomicBool,
 }
@@ -121,6 +124,8 @@ impl Live {
             source: Mutex::default(),
             is_verified: AtomicBool::new(false),
             whole: Mutex::default(),
+            is_done: AtomicBool::new(false),
+            is_told: AtomicBool::new(false),
             is_ending: AtomicBool::new(false),
         }
     }
@@ -427,7 +432,7 @@ impl Engine {
     }
 
     /// Sends a message if the peer is connected. A peer that does not read its messages is hung up on.
-    pub(super) fn send(&self, peer: &PublicKey, message: Message, tells: Option<String>) {
+    pub(super) fn send(&self, peer: &PublicKey, message: Message, tells: Option<Tells>) {
         let Some(link) = self.line(peer).link() else { return };
         if link.outbox.try_send(Letter { message, tells }).is_err() {
             link.hang_up.cancel();

@@ -108,6 +108,7 @@ impl Landing {
 /// Writes each book into its partial file, syncs them, and finds names that are free.
 fn write(books: Vec<Landing>) -> Vec<(Landing, io::Result<PathBuf>)> {
     let files: Vec<_> = books.iter().map(written).collect();
+    files.iter().flatten().for_each(landing::begin_writing);
     let mut taken = HashSet::new();
     let paths: Vec<_> = books
         .iter()

@@ -1,12 +1,13 @@
 //! The line to a peer: its channel while there is one, and how many books flow over it.
 
 use std::collections::HashSet;
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::engine::Live;
 use super::message::Message;
 use crate::sync::lock;
 
@@ -34,8 +35,16 @@ pub(super) struct Link {
 /// A message on its way out.
 pub(super) struct Letter {
     pub(super) message: Message,
-    /// The transfer whose end the peer knows once this is sent.
-    pub(super) tells: Option<String>,
+    /// What the peer knows once this is sent.
+    pub(super) tells: Option<Tells>,
+}
+
+/// What a message tells a peer of a book that it sends.
+pub(super) enum Tells {
+    /// How the transfer with this id ended.
+    End(String),
+    /// That the book is whole, which is not on the disk yet.
+    Whole(Arc<Live>),
 }
 
 impl Line {

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::engine::Engine;
-use super::line::{Letter, Line, Link};
+use super::line::{Letter, Line, Link, Tells};
 use super::message::{Hello, MAX_MESSAGE_BYTES, Message, PROTOCOL, Request};
 use super::options::Learning;
 use super::receiving::RETRY;
@@ -283,8 +283,10 @@ impl Engine {
                     return;
                 }
             }
-            if let Some(id) = tells {
-                self.note_told(id);
+            match tells {
+                Some(Tells::End(id)) => self.note_told(id),
+                Some(Tells::Whole(live)) => live.is_told.store(true, Ordering::Relaxed),
+                None => {}
             }
         }
     }

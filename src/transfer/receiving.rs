@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::engine::{Engine, Live};
 use super::library::Description;
+use super::line::Tells;
 use super::message::{BookCore, Cancel, Done, MAX_BOOK_ID_BYTES, Message, Reply, Request, Status};
 use super::record::Record;
 use super::state::{self, Action, Direction, Incoming, State};
@@ -21,6 +22,8 @@ use crate::store::Durability;
 
 /// How often a peer is asked again for what waits for its answer.
 const ASK_AGAIN: Duration = Duration::from_secs(20);
+/// How many books of a peer may be on their way to the disk beside the requests that are open there.
+const MAX_LANDING: usize = 32;
 /// How often the end of a job is written down again while the database fails.
 pub(super) const RETRY: Duration = Duration::from_secs(2);
 
@@ -106,7 +109,7 @@ impl Engine {
         let ends = next.is_terminal() && next != State::Failed;
         let change = |record: &mut Record| {
             if ends && next != State::Denied {
-                record.told = false;
+                record.told = next == State::Completed && live.is_told.load(Ordering::Relaxed);
             }
             change(record);
         };
@@ -115,7 +118,9 @@ impl Engine {
             .iter()
             .partition(|action| matches!(action, Action::SendDone | Action::SendCancel));
         let tell = |record: &Record| {
-            first.into_iter().for_each(|action| self.incoming_act(live, record, action));
+            let first =
+                first.into_iter().filter(|action| *action != Action::SendDone || !record.told);
+            first.for_each(|action| self.incoming_act(live, record, action));
         };
         self.move_to(live, &mut record, next, event.survives(), change, tell).await?;
         self.keep(live, &record);
@@ -167,15 +172,17 @@ impl Engine {
         let id = record.request_id.clone();
         match action {
             Action::SendRequest => {
+                live.is_done.store(false, Ordering::Relaxed);
+                live.is_told.store(false, Ordering::Relaxed);
                 let book_id = record.book_id.clone();
                 self.send(&record.peer, Message::Request(Request { id, book_id }), None);
             }
             Action::SendCancel => {
-                let tells = Some(record.id.clone());
+                let tells = Some(Tells::End(record.id.clone()));
                 self.send(&record.peer, Message::Cancel(Cancel { id }), tells);
             }
             Action::SendDone => {
-                let tells = Some(record.id.clone());
+                let tells = Some(Tells::End(record.id.clone()));
                 self.send(&record.peer, Message::Done(Done { id }), tells);
             }
             Action::Start => self.spawn_download(live, record),
@@ -296,7 +303,9 @@ impl Engine {
         }
         // The sender may hold a paused one open, too, and one that is being verified until it hears.
         let (queued, open) = self.queued_and_open(&peer, Direction::Incoming);
-        let free = self.options.limits.open_requests.saturating_sub(open.len());
+        let landing = open.iter().filter(|live| live.is_done.load(Ordering::Relaxed)).count();
+        let open_there = open.len() - landing.min(MAX_LANDING);
+        let free = self.options.limits.open_requests.saturating_sub(open_there);
         let is_unanswered = |live: &Arc<Live>| {
             matches!(live.info.borrow().state, State::AwaitingApproval | State::Requested)
         };
@@ -346,12 +355,23 @@ impl Engine {
             } else {
                 Message::Cancel(Cancel { id })
             };
-            self.send(peer, message, Some(record.id));
+            self.send(peer, message, Some(Tells::End(record.id)));
         }
+    }
+
+    /// Tells the peer that a book is whole, which is in memory until it lands. The peer has no more to do
+    /// with it then, and others can be asked for.
+    pub(super) fn tell_whole(self: &Arc<Self>, live: &Arc<Live>, record: &Record) {
+        let done = Done { id: record.request_id.clone() };
+        live.is_done.store(true, Ordering::Relaxed);
+        self.send(&record.peer, Message::Done(done), Some(Tells::Whole(Arc::clone(live))));
+        self.spawn_ask_all(record.peer, false);
     }
 
     /// The connection is gone.
     pub(super) async fn incoming_unlinked(self: &Arc<Self>, live: &Arc<Live>) {
+        live.is_done.store(false, Ordering::Relaxed);
+        live.is_told.store(false, Ordering::Relaxed);
         self.incoming_hear(live, Incoming::LinkDown, |_| {}).await;
     }
 }

@@ -366,6 +366,26 @@ async fn a_small_book_that_only_was_in_memory_is_fetched_again_after_a_crash() {
 }
 
 #[tokio::test]
+async fn a_small_book_that_cannot_land_is_asked_for_again_though_the_sender_heard_it_is_whole() {
+    let (a_disk, b_disk, a, b) = pair(Policy::AutoAccept, 1000).await;
+    let _connection = connect(&a, &b).await;
+    // The folder that it is to go to is a file.
+    let folder = b_disk.path("shelf");
+    std::fs::write(&folder, "").unwrap();
+    let chosen = folder.join("mine.epub");
+    let request =
+        BookRequest { peer: a.key.to_z32(), book_id: "book".into(), save_to: Some(chosen.clone()) };
+    let transfer = b.transfers.request(request).await.unwrap();
+    assert_eq!(soon(transfer.done()).await.unwrap().state, State::Failed);
+    until_state(&a.only_transfer(), State::Completed).await;
+    std::fs::remove_file(&folder).unwrap();
+    transfer.resume().await.unwrap();
+    assert_eq!(soon(transfer.done()).await.unwrap().path.unwrap(), chosen);
+    assert_same(&chosen, &a_disk.path("original.epub"));
+    until_state(&a.only_transfer(), State::Completed).await;
+}
+
+#[tokio::test]
 async fn a_streamed_book_is_spooled_sent_and_cleared_away() {
     let (a_disk, b_disk) = (Disk::new(), Disk::new());
     let file = a_disk.file("in-the-cloud", 2 * MIB, 3);
