@@ -270,20 +270,27 @@ export class Bench {
     // When a log is cut twice within moments, npm's reader may ask for one fork twice; the second proof comes
     // when it has followed, is taken for an upgrade, and pauses the peer for ever (`_handleData` in its
     // replicator). Only a new connection helps, between two of npm's as well.
-    const inTime = await until(ended, '', 4_000).catch(() => null)
-    if (inTime === null) {
+    const anew = async () => {
       this.paused++
       await this.reader.disconnect()
       await this.reader.connect()
     }
+    const inTime = await until(ended, '', 4_000).catch(() => null)
+    if (inTime === null) await anew()
     const where = () => `npm's reader at fork ${fork}, length ${length}; it is at ${theirs.fork}, ${theirs.length}`
     await until(ended, { toString: where }, 20_000)
     if (!isThere()) {
       this.blind++
       return false
     }
+    // It may have paused the peer just when it had followed.
+    const isPaused = () => theirs.core.replicator.peers.some((peer) => peer.paused)
     for (const index of blocks) {
-      if (!(await theirs.has(index))) await within(theirs.get(index), `block ${index}`, 20_000)
+      if (await theirs.has(index)) continue
+      const block = theirs.get(index)
+      const late = await within(block, '', 4_000).then(() => false, () => true)
+      if (late && isPaused()) await anew()
+      await within(block, `block ${index}`, 20_000)
     }
     return true
   }
