@@ -16,9 +16,9 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
+use super::messages::commands;
 use super::messages::handshake::{Handshake, RelayInfo};
 use super::messages::records::Announce;
-use super::messages::{Mode, commands};
 use super::node::Inner;
 use super::rpc::io::{Attempts, Reply};
 use super::rpc::message::NodeId;
@@ -267,13 +267,7 @@ impl Announcer {
         let (arrived, waiting) = oneshot::channel();
         lock(&self.probes).insert(probe, arrived);
         let _forget = Forget { announcer: self, probe };
-        let handshake = Handshake {
-            mode: Mode::FromClient,
-            noise: probe.to_vec(),
-            peer_address: None,
-            relay_address: None,
-        };
-        let value = Some(handshake.encode().into());
+        let value = Some(Handshake::from_client(probe.to_vec()).encode().into());
         let call = Call::new(commands::PEER_HANDSHAKE, Some(self.target), value);
         // Only one that does not know us answers.
         tokio::select! {

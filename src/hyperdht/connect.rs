@@ -366,9 +366,7 @@ async fn next_of(query: &mut Option<Query>) -> Option<Arc<super::rpc::io::Reply>
 
 /// Sends the handshake to one node, or to the server itself.
 async fn ask(inner: Arc<Inner>, target: NodeId, noise: Vec<u8>, way: SocketAddr) -> Asked {
-    let message =
-        Handshake { mode: Mode::FromClient, noise, peer_address: None, relay_address: None };
-    let value = Some(Bytes::from(message.encode()));
+    let value = Some(Bytes::from(Handshake::from_client(noise).encode()));
     let call = Call::new(commands::PEER_HANDSHAKE, Some(target), value);
     let socket = inner.rpc.socket();
     let reply = match inner.rpc.request_with(&socket, way, call, Attempts::default(), || {}).await {

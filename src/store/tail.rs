@@ -64,23 +64,20 @@ impl Tail {
         if state.is_broken || note.blocks.len() > MAX_BLOCKS {
             return false;
         }
-        match self.write(&mut state, &record) {
-            Ok(true) => state.noted.insert(*core),
-            Ok(false) => return false,
-            Err(error) => {
-                tracing::warn!(%error, path = %self.path.display(), "appends cannot be noted");
-                state.is_broken = true;
-                return false;
-            }
-        };
-        true
+        let written = self.write(&mut state, &record).unwrap_or_else(|error| {
+            tracing::warn!(%error, path = %self.path.display(), "appends cannot be noted");
+            state.is_broken = true;
+            false
+        });
+        if written {
+            state.noted.insert(*core);
+        }
+        written
     }
 
     /// Writes a record, if there is room for it.
     fn write(&self, state: &mut State, record: &[u8]) -> io::Result<bool> {
-        if !state.is_known {
-            self.count(state)?;
-        }
+        self.count(state)?;
         let end = state.end + record.len() as u64;
         if end > MAX_BYTES {
             return Ok(false);
@@ -101,8 +98,7 @@ impl Tail {
     /// The notes of a core, oldest first.
     pub(super) fn notes(&self, core: &Hash) -> Result<Vec<Note>> {
         let mut state = lock(&self.state);
-        let counted = if state.is_known { Ok(()) } else { self.count(&mut state) };
-        counted.map_err(|error| failed(&self.path, &error))?;
+        self.count(&mut state).map_err(|error| failed(&self.path, &error))?;
         if !state.noted.contains(core) {
             return Ok(Vec::new());
         }
@@ -138,8 +134,11 @@ impl Tail {
         }
     }
 
-    /// Finds out which cores have notes, and where they end.
+    /// Finds out which cores have notes, and where they end, the first time.
     fn count(&self, state: &mut State) -> io::Result<()> {
+        if state.is_known {
+            return Ok(());
+        }
         let bytes = self.read()?;
         let mut records = Records(&bytes);
         state.noted.extend(records.by_ref().map(|(core, _)| core));

@@ -142,6 +142,12 @@ impl Live {
         (self.peer, self.direction) == (*peer, direction) && !self.info.borrow().state.is_terminal()
     }
 
+    /// Does not count on the peer to know that an incoming one is whole.
+    pub(super) fn forget_told(&self) {
+        self.is_done.store(false, Ordering::Relaxed);
+        self.is_told.store(false, Ordering::Relaxed);
+    }
+
     /// What the peer calls an outgoing one.
     pub(super) fn asked_as(&self) -> Option<(PublicKey, String)> {
         (self.direction == Direction::Outgoing).then(|| (self.peer, self.request_id.clone()))

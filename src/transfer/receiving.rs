@@ -172,8 +172,7 @@ impl Engine {
         let id = record.request_id.clone();
         match action {
             Action::SendRequest => {
-                live.is_done.store(false, Ordering::Relaxed);
-                live.is_told.store(false, Ordering::Relaxed);
+                live.forget_told();
                 let book_id = record.book_id.clone();
                 self.send(&record.peer, Message::Request(Request { id, book_id }), None);
             }
@@ -370,8 +369,7 @@ impl Engine {
 
     /// The connection is gone.
     pub(super) async fn incoming_unlinked(self: &Arc<Self>, live: &Arc<Live>) {
-        live.is_done.store(false, Ordering::Relaxed);
-        live.is_told.store(false, Ordering::Relaxed);
+        live.forget_told();
         self.incoming_hear(live, Incoming::LinkDown, |_| {}).await;
     }
 }

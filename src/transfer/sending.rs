@@ -56,9 +56,8 @@ impl Engine {
             Some(live) => Some(live),
             None => self.find(|c| table::by_request(c, &peer, &request.id))?,
         };
-        let mut found = None;
-        let live = match known {
-            Some(live) => live,
+        let (live, found) = match known {
+            Some(live) => (live, None),
             None => {
                 let Some((book, source)) = self.options.library.own(&request.book_id)? else {
                     self.reply(&peer, request.id, Status::Unavailable, None);
@@ -72,8 +71,7 @@ impl Engine {
                     self.reply(&peer, request.id, Status::Pending, Some(reason));
                     return Ok(());
                 };
-                found = source;
-                live
+                (live, source)
             }
         };
         let approved = {
@@ -197,11 +195,11 @@ impl Engine {
 
     /// Hashes and opens a book, whose source may have been `found` a moment ago.
     async fn prepare(&self, book_id: &str, found: Option<BookSource>) -> Result<Ticket> {
-        if let Some(source) = found {
-            return self.shelf.prepare(book_id, source).await;
-        }
         let gone = || Error::new(ErrorCode::Unavailable, "the book is not in the catalog any more");
-        let (_, source) = self.options.library.own(book_id)?.ok_or_else(gone)?;
+        let source = match found {
+            Some(source) => Some(source),
+            None => self.options.library.own(book_id)?.ok_or_else(gone)?.1,
+        };
         let source = source.ok_or_else(|| {
             Error::new(
                 ErrorCode::Unavailable,

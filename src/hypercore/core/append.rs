@@ -53,11 +53,8 @@ impl Core {
         if blocks.is_empty() {
             return Ok(self.length());
         }
-        if survives == Survives::Process
-            && are_few(&blocks)
-            && let Some(length) = self.note(&blocks)?
-        {
-            return Ok(length);
+        if let Some(start) = self.note(&blocks, survives)? {
+            return Ok(start + blocks.len() as u64);
         }
         let (done, outcome) = oneshot::channel();
         if lock(&self.inner.appends).add(Append { blocks, survives, done }) {
@@ -98,7 +95,7 @@ async fn run(inner: Arc<Inner>) {
     }
 }
 
-fn are_few(blocks: &[Bytes]) -> bool {
+pub(super) fn are_few(blocks: &[Bytes]) -> bool {
     blocks.len() <= FEW_BLOCKS && blocks.iter().map(Bytes::len).sum::<usize>() <= FEW_BYTES
 }
 
@@ -109,13 +106,10 @@ async fn append_all(
     survives: Survives,
 ) -> Result<u64, CoreError> {
     let _guard = inner.committing.lock().await;
-    // The pages that are stored with an append must not have bits of blocks that are not.
-    if survives == Survives::Process
-        && are_few(&blocks)
-        && let Some(length) = note(inner, &blocks)?
-    {
-        return Ok(length - blocks.len() as u64);
+    if let Some(start) = note(inner, &blocks, survives)? {
+        return Ok(start);
     }
+    // The pages that are stored with an append must not have bits of blocks that are not.
     commit_pending(inner, Survives::Process).await?;
     let (signed, commit) = {
         if are_few(&blocks) {

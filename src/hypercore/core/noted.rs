@@ -10,31 +10,42 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Core;
-use super::append::{Signed, sign};
+use super::append::{Signed, are_few, sign};
 use super::state::{Inner, State};
 use crate::crypto::Hash;
 use crate::hypercore::bitfield::PAGE_BITS;
 use crate::hypercore::error::CoreError;
-use crate::hypercore::storage::{CoreStorage, MAX_BLOCK_BYTES, MAX_LENGTH, Note};
+use crate::hypercore::storage::{CoreStorage, MAX_BLOCK_BYTES, MAX_LENGTH, Note, Survives};
 use crate::hypercore::tree::{Batch, Roots};
 use crate::hypercore::verifier::Verifier;
 use crate::sync::lock;
 
 impl Core {
-    /// Appends with a note when nobody else is at it, and returns the new length.
-    pub(super) fn note(&self, blocks: &[Bytes]) -> Result<Option<u64>, CoreError> {
+    /// Appends with a note when nobody else is at it, and returns the length before.
+    pub(super) fn note(
+        &self,
+        blocks: &[Bytes],
+        survives: Survives,
+    ) -> Result<Option<u64>, CoreError> {
         let Ok(_guard) = self.inner.committing.try_lock() else { return Ok(None) };
         // Those that wait came first.
         if lock(&self.inner.appends).is_worked_on() {
             return Ok(None);
         }
-        note(&self.inner, blocks)
+        note(&self.inner, blocks, survives)
     }
 }
 
-/// Appends with a note and returns the new length, or nothing when a commit is needed.
+/// Appends with a note and returns the length before, or nothing when a commit is needed.
 /// `inner.committing` must be held.
-pub(super) fn note(inner: &Arc<Inner>, blocks: &[Bytes]) -> Result<Option<u64>, CoreError> {
+pub(super) fn note(
+    inner: &Arc<Inner>,
+    blocks: &[Bytes],
+    survives: Survives,
+) -> Result<Option<u64>, CoreError> {
+    if survives == Survives::Power || !are_few(blocks) {
+        return Ok(None);
+    }
     if !inner.storage.takes_notes() || !lock(&inner.state).takes_notes() {
         return Ok(None);
     }
@@ -49,10 +60,11 @@ pub(super) fn note(inner: &Arc<Inner>, blocks: &[Bytes]) -> Result<Option<u64>, 
         return Ok(None);
     }
     let mut state = lock(&inner.state);
+    let start = signed.start;
     state.append_noted(signed, note.blocks);
     inner.announce(&state);
     Core { inner: Arc::clone(inner) }.schedule(&mut state);
-    Ok(Some(state.roots.length))
+    Ok(Some(start))
 }
 
 impl State {

@@ -140,3 +140,97 @@ impl Peer {
         outstanding.fork != ours || outstanding.fork != theirs
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::super::local::LocalCore;
+    use super::super::local::tests::FakeCore;
+    use super::super::peer::Outcome;
+    use super::super::simulation::{READER, Side, WRITER, requests, run};
+    use crate::hypercore::core::Path;
+    use crate::hypercore::messages::{
+        Message, NoData, NoDataReason, Range, Request, RequestUpgrade, Sync,
+    };
+
+    #[test]
+    fn refusals_of_a_former_fork_say_nothing_of_the_new_one() {
+        let now = Instant::now();
+        let mut writer = Side::new(FakeCore::writer(50), WRITER, 1, now);
+        let mut reader = Side::new(FakeCore::reader(50), READER, 1, now);
+        for message in writer.poll(0, now) {
+            reader.take(0, message, now).unwrap();
+        }
+        let asked = reader.poll(0, now);
+        assert_eq!(asked.iter().filter(|m| matches!(m, Message::Request(_))).count(), 50);
+        // Both become another fork while the requests are on their way.
+        writer.core = FakeCore { fork: 1, common: 10, ..FakeCore::writer(40) };
+        reader.core = FakeCore { fork: 1, common: 10, ..FakeCore::reader(40) };
+        let told = writer.poll(0, now);
+        let drop = Range { drop: true, start: 10, length: 40 };
+        assert!(told.contains(&Message::Range(drop)), "{told:?}");
+        for message in told {
+            reader.take(0, message, now).unwrap();
+        }
+        for message in asked {
+            if let Message::Request(request) = message {
+                let reason = NoDataReason::NotAvailable;
+                let refused = Message::NoData(NoData { request: request.id, reason });
+                reader.take(0, refused, now).unwrap();
+            }
+        }
+        assert!(!reader.peers[0].is_refusing());
+        run(&mut writer, 0, &mut reader, 0, now);
+        assert_eq!(reader.core.contiguous_length(), 40);
+    }
+
+    #[test]
+    fn a_peer_that_always_has_a_later_fork_is_asked_a_few_times_and_then_once_a_second() {
+        let start = Instant::now();
+        let mut reader = Side::new(FakeCore::reader(50), READER, 1, start);
+        let mut asked = 0;
+        for fork in 1..10_000 {
+            // One round in a millisecond.
+            let now = start + Duration::from_millis(fork);
+            let sync = Sync { fork, length: 9, uploading: true, ..Sync::default() };
+            reader.take(0, Message::Sync(sync), now).unwrap();
+            for message in reader.poll(0, now) {
+                let Message::Request(request) = message else { continue };
+                asked += 1;
+                assert_eq!(request.fork, fork);
+                let no = NoData { request: request.id, reason: NoDataReason::NotAvailable };
+                reader.take(0, Message::NoData(no), now).unwrap();
+            }
+        }
+        assert!((64..=74).contains(&asked), "{asked}");
+        assert!(reader.peers[0].outstanding.is_empty());
+    }
+
+    #[test]
+    fn a_fork_that_was_overtaken_is_not_asked_on_about() {
+        let now = Instant::now();
+        let mut reader = Side::new(FakeCore::reader(40), READER, 1, now);
+        let has =
+            |fork, length| Message::Sync(Sync { fork, length, uploading: true, ..Sync::default() });
+        let asked = |reader: &mut Side| {
+            let messages = reader.poll(0, now);
+            let requests = requests(&messages);
+            let [request] = requests.as_slice() else { panic!("{requests:?}") };
+            (request.id, request.fork, request.upgrade, request.hash)
+        };
+        reader.take(0, has(1, 20), now).unwrap();
+        let (id, fork, upgrade, _) = asked(&mut reader);
+        assert_eq!((fork, upgrade), (1, Some(RequestUpgrade { start: 0, length: 20 })));
+        let request = Request { id, fork, upgrade, ..Request::default() };
+        let Message::Data(data) = reader.answer(&request) else { panic!("no answer") };
+        let Side { core, downloads, peers, .. } = &mut reader;
+        let delivered = peers[0].receive(Message::Data(data), core, downloads, now).unwrap();
+        // While that is looked at, the peer cuts its log again.
+        peers[0].receive(has(2, 4), core, downloads, now).unwrap();
+        peers[0].ask_path(1, Path { start: 0, end: 16, levels: 4 });
+        peers[0].finish(&delivered[0], Outcome::Applied, downloads).unwrap();
+        let all = Some(RequestUpgrade { start: 0, length: 4 });
+        assert_eq!(asked(&mut reader), (id + 1, 2, all, None));
+    }
+}

@@ -10,32 +10,30 @@ use super::local::tests::{FakeCore, full_roots};
 use super::peer::{Outcome, Peer, Role};
 use super::requests::{Asked, Downloads, PeerId};
 use super::schedule::STALL;
-use crate::hypercore::core::Path;
 use crate::hypercore::messages::{
-    Data, DataBlock, DataUpgrade, Message, NoData, NoDataReason, Range, Request, RequestUpgrade,
-    Sync,
+    Data, DataBlock, DataUpgrade, Message, NoData, NoDataReason, Range, Request, Sync,
 };
 
-const READER: Role = Role { downloading: true, uploading: true };
-const WRITER: Role = Role { downloading: false, uploading: true };
+pub(super) const READER: Role = Role { downloading: true, uploading: true };
+pub(super) const WRITER: Role = Role { downloading: false, uploading: true };
 
 /// A core, what is downloaded of it, and the peers it is replicated with.
-struct Side {
-    core: FakeCore,
-    downloads: Downloads,
-    peers: Vec<Peer>,
+pub(super) struct Side {
+    pub(super) core: FakeCore,
+    pub(super) downloads: Downloads,
+    pub(super) peers: Vec<Peer>,
     received: Vec<u64>,
 }
 
 impl Side {
-    fn new(core: FakeCore, role: Role, peers: usize, now: Instant) -> Self {
+    pub(super) fn new(core: FakeCore, role: Role, peers: usize, now: Instant) -> Self {
         let peers = (0..peers as u64).map(|id| Peer::new(PeerId(id), role, now)).collect();
         let mut downloads = Downloads::default();
         downloads.want_all(role.downloading);
         Self { core, downloads, peers, received: Vec::new() }
     }
 
-    fn poll(&mut self, peer: usize, now: Instant) -> Vec<Message> {
+    pub(super) fn poll(&mut self, peer: usize, now: Instant) -> Vec<Message> {
         let mut out = self.peers[peer].poll(&self.core, &mut self.downloads, now);
         while let Some(request) = self.peers[peer].uploads.pop() {
             out.push(self.answer(&request));
@@ -43,7 +41,7 @@ impl Side {
         out
     }
 
-    fn answer(&self, request: &Request) -> Message {
+    pub(super) fn answer(&self, request: &Request) -> Message {
         let block = request.block.map(|block| block.index);
         if block.is_some_and(|index| !self.core.has(index)) {
             let reason = NoDataReason::NotAvailable;
@@ -69,7 +67,12 @@ impl Side {
     }
 
     /// Takes a message and applies what it delivers, as a storage that is always right would.
-    fn take(&mut self, peer: usize, message: Message, now: Instant) -> Result<(), Violation> {
+    pub(super) fn take(
+        &mut self,
+        peer: usize,
+        message: Message,
+        now: Instant,
+    ) -> Result<(), Violation> {
         let Self { core, downloads, peers, received } = self;
         for delivery in peers[peer].receive(message, core, downloads, now)? {
             if let Some(upgrade) = &delivery.data.upgrade {
@@ -93,7 +96,7 @@ impl Side {
 }
 
 /// Passes messages between `a.peers[i]` and `b.peers[j]` until there are none.
-fn run(a: &mut Side, i: usize, b: &mut Side, j: usize, now: Instant) -> usize {
+pub(super) fn run(a: &mut Side, i: usize, b: &mut Side, j: usize, now: Instant) -> usize {
     let mut count = 0;
     loop {
         let (there, back) = (a.poll(i, now), b.poll(j, now));
@@ -262,88 +265,8 @@ fn two_sides_that_want_nothing_are_idle() {
     assert!(one.peers[0].is_idle() && other.peers[0].is_idle());
 }
 
-#[test]
-fn refusals_of_a_former_fork_say_nothing_of_the_new_one() {
-    let now = Instant::now();
-    let mut writer = Side::new(FakeCore::writer(50), WRITER, 1, now);
-    let mut reader = Side::new(FakeCore::reader(50), READER, 1, now);
-    for message in writer.poll(0, now) {
-        reader.take(0, message, now).unwrap();
-    }
-    let asked = reader.poll(0, now);
-    assert_eq!(asked.iter().filter(|m| matches!(m, Message::Request(_))).count(), 50);
-    // Both become another fork while the requests are on their way.
-    writer.core = FakeCore { fork: 1, common: 10, ..FakeCore::writer(40) };
-    reader.core = FakeCore { fork: 1, common: 10, ..FakeCore::reader(40) };
-    let told = writer.poll(0, now);
-    let drop = Range { drop: true, start: 10, length: 40 };
-    assert!(told.contains(&Message::Range(drop)), "{told:?}");
-    for message in told {
-        reader.take(0, message, now).unwrap();
-    }
-    for message in asked {
-        if let Message::Request(request) = message {
-            let reason = NoDataReason::NotAvailable;
-            let refused = Message::NoData(NoData { request: request.id, reason });
-            reader.take(0, refused, now).unwrap();
-        }
-    }
-    assert!(!reader.peers[0].is_refusing());
-    run(&mut writer, 0, &mut reader, 0, now);
-    assert_eq!(reader.core.contiguous_length(), 40);
-}
-
-#[test]
-fn a_peer_that_always_has_a_later_fork_is_asked_a_few_times_and_then_once_a_second() {
-    let start = Instant::now();
-    let mut reader = Side::new(FakeCore::reader(50), READER, 1, start);
-    let mut asked = 0;
-    for fork in 1..10_000 {
-        // One round in a millisecond.
-        let now = start + Duration::from_millis(fork);
-        let sync = Sync { fork, length: 9, uploading: true, ..Sync::default() };
-        reader.take(0, Message::Sync(sync), now).unwrap();
-        for message in reader.poll(0, now) {
-            let Message::Request(request) = message else { continue };
-            asked += 1;
-            assert_eq!(request.fork, fork);
-            let no = NoData { request: request.id, reason: NoDataReason::NotAvailable };
-            reader.take(0, Message::NoData(no), now).unwrap();
-        }
-    }
-    assert!((64..=74).contains(&asked), "{asked}");
-    assert!(reader.peers[0].outstanding.is_empty());
-}
-
-#[test]
-fn a_fork_that_was_overtaken_is_not_asked_on_about() {
-    let now = Instant::now();
-    let mut reader = Side::new(FakeCore::reader(40), READER, 1, now);
-    let has =
-        |fork, length| Message::Sync(Sync { fork, length, uploading: true, ..Sync::default() });
-    let asked = |reader: &mut Side| {
-        let messages = reader.poll(0, now);
-        let requests = requests(&messages);
-        let [request] = requests.as_slice() else { panic!("{requests:?}") };
-        (request.id, request.fork, request.upgrade, request.hash)
-    };
-    reader.take(0, has(1, 20), now).unwrap();
-    let (id, fork, upgrade, _) = asked(&mut reader);
-    assert_eq!((fork, upgrade), (1, Some(RequestUpgrade { start: 0, length: 20 })));
-    let request = Request { id, fork, upgrade, ..Request::default() };
-    let Message::Data(data) = reader.answer(&request) else { panic!("no answer") };
-    let Side { core, downloads, peers, .. } = &mut reader;
-    let delivered = peers[0].receive(Message::Data(data), core, downloads, now).unwrap();
-    // While that is looked at, the peer cuts its log again.
-    peers[0].receive(has(2, 4), core, downloads, now).unwrap();
-    peers[0].ask_path(1, Path { start: 0, end: 16, levels: 4 });
-    peers[0].finish(&delivered[0], Outcome::Applied, downloads).unwrap();
-    let all = Some(RequestUpgrade { start: 0, length: 4 });
-    assert_eq!(asked(&mut reader), (id + 1, 2, all, None));
-}
-
 /// What a side puts out, by kind.
-fn requests<'a>(messages: &'a [Message]) -> Vec<&'a Request> {
+pub(super) fn requests<'a>(messages: &'a [Message]) -> Vec<&'a Request> {
     let request = |message: &'a Message| match message {
         Message::Request(request) => Some(request),
         _ => None,

@@ -24,6 +24,11 @@ pub(crate) struct Handshake {
 }
 
 impl Handshake {
+    /// A client's first message, as it leaves the client.
+    pub(crate) fn from_client(noise: Vec<u8>) -> Self {
+        Self { mode: Mode::FromClient, noise, peer_address: None, relay_address: None }
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::with_capacity(self.noise.len() + 32);
         let flags = flag(self.peer_address.is_some(), 1) | flag(self.relay_address.is_some(), 2);
