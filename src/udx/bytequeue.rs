@@ -63,17 +63,15 @@ impl ByteQueue {
         }
     }
 
-    /// Moves the first bytes out, as many as fit, and returns how many.
-    pub(super) fn read(&mut self, out: &mut [u8]) -> usize {
-        let mut filled = 0;
-        self.visit(self.start, out.len(), |part| {
-            if let Some(space) = out.get_mut(filled..filled + part.len()) {
-                space.copy_from_slice(part);
-                filled += part.len();
-            }
+    /// Moves the first bytes out to `take`, in order and `most` at most, and returns how many.
+    pub(super) fn read(&mut self, most: usize, mut take: impl FnMut(&[u8])) -> usize {
+        let mut taken = 0;
+        self.visit(self.start, most, |part| {
+            take(part);
+            taken += part.len();
         });
-        self.release(self.start + filled as u64);
-        filled
+        self.release(self.start + taken as u64);
+        taken
     }
 
     /// Lets go of everything before `position`.
@@ -100,17 +98,15 @@ mod tests {
     fn bytes_come_out_as_they_went_in_across_chunks() {
         let data: Vec<u8> = (0..400_000u32).map(|n| (n % 251) as u8).collect();
         let mut queue = ByteQueue::default();
-        let (mut out, mut buffer) = (Vec::new(), vec![0; 30_011]);
+        let mut out = Vec::new();
         for piece in data.chunks(17_003) {
             queue.push(piece);
             if out.len() < queue.end() as usize / 2 {
-                let read = queue.read(&mut buffer);
-                out.extend_from_slice(&buffer[..read]);
+                queue.read(30_011, |part| out.extend_from_slice(part));
             }
         }
         while !queue.is_empty() {
-            let read = queue.read(&mut buffer);
-            out.extend_from_slice(&buffer[..read]);
+            queue.read(30_011, |part| out.extend_from_slice(part));
         }
         assert!(out == data);
     }
@@ -135,8 +131,8 @@ mod tests {
         queue.release(u64::MAX);
         assert!(queue.is_empty());
         queue.push(b"on");
-        let mut out = [0; 4];
-        assert_eq!(queue.read(&mut out), 2);
-        assert_eq!(&out[..2], b"on");
+        let mut out = Vec::new();
+        assert_eq!(queue.read(4, |part| out.extend_from_slice(part)), 2);
+        assert_eq!(out, b"on");
     }
 }

@@ -176,9 +176,9 @@ impl Incoming {
         }
     }
 
-    /// Moves bytes to the reader, as many as fit.
-    pub(super) fn read(&mut self, out: &mut [u8]) -> usize {
-        self.ready.read(out)
+    /// Moves bytes to the reader, `most` at most.
+    pub(super) fn read(&mut self, most: usize, take: impl FnMut(&[u8])) -> usize {
+        self.ready.read(most, take)
     }
 
     /// From now on nobody reads: what arrives is acknowledged and let go.
@@ -238,8 +238,8 @@ mod tests {
     use super::*;
 
     fn read(incoming: &mut Incoming) -> Vec<u8> {
-        let mut out = vec![0; incoming.available()];
-        incoming.read(&mut out);
+        let mut out = Vec::new();
+        incoming.read(usize::MAX, |part| out.extend_from_slice(part));
         out
     }
 
@@ -296,9 +296,9 @@ mod tests {
         }
         assert_eq!(incoming.advertise(), 0);
         assert!(!incoming.window_update_due());
-        incoming.read(&mut [0; 10_000]);
+        incoming.read(10_000, |_| {});
         assert!(!incoming.window_update_due());
-        incoming.read(&mut [0; 20_000]);
+        incoming.read(20_000, |_| {});
         assert!(incoming.window_update_due());
         assert_eq!(incoming.advertise(), 31_000);
         assert!(!incoming.window_update_due());

@@ -259,8 +259,8 @@ impl AsyncRead for UdxStream {
                     }
                 };
             }
-            let read = machine.read(buf.initialize_unfilled());
-            buf.advance(read);
+            // Not into `initialize_unfilled()`, which would fill it with zeros first.
+            machine.read_with(buf.remaining(), |part| buf.put_slice(part));
             if machine.has_news() {
                 self.shared.wake(state);
             }

@@ -217,7 +217,19 @@ impl Machine {
 
     /// Moves received bytes out, as many as fit.
     pub fn read(&mut self, out: &mut [u8]) -> usize {
-        let read = self.incoming.read(out);
+        let mut filled = 0;
+        self.read_with(out.len(), |part| {
+            if let Some(space) = out.get_mut(filled..filled + part.len()) {
+                space.copy_from_slice(part);
+                filled += part.len();
+            }
+        })
+    }
+
+    /// As [`Self::read`], for whoever has no place for the bytes yet: gives at most `most` of them to
+    /// `take`, in order.
+    pub fn read_with(&mut self, most: usize, take: impl FnMut(&[u8])) -> usize {
+        let read = self.incoming.read(most, take);
         if self.phase == Phase::Connected && self.incoming.window_update_due() {
             self.ack_due = true;
         }
