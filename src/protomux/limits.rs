@@ -33,7 +33,7 @@ pub(super) const MESSAGE_COST: usize = 64;
 pub(super) const DEFAULT_INBOX: usize = 1024 * 1024;
 
 /// Bytes of messages that wait to be sent, above which senders wait.
-pub(super) const MAX_OUTBOX: usize = 512 * 1024;
+pub(super) const MAX_OUTBOX: usize = 256 * 1024;
 
 /// Control messages that wait to be sent, above which nothing more is read.
 pub(super) const MAX_CONTROL: usize = 1024;

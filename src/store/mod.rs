@@ -38,7 +38,7 @@ const WRITE_QUEUE: usize = 1024;
 const IDLE_READERS: usize = 2;
 /// What each connection keeps of the database, in KiB. The system keeps it anyway; this saves calls, once
 /// a connection.
-const WRITER_CACHE: i64 = 1024;
+const WRITER_CACHE: i64 = 512;
 const READER_CACHE: i64 = 256;
 
 /// Why the database did not do what it was asked.

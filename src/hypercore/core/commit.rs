@@ -156,6 +156,8 @@ pub(super) async fn commit_pending(
         state.flushing = Some(Arc::clone(&pending));
         (pending, commit)
     };
+    // There is room again while this group is on its way.
+    inner.commits.send_modify(|commits| *commits += 1);
     let outcome = store(inner, &pending, commit).await;
     {
         let mut state = lock(&inner.state);

@@ -33,7 +33,7 @@ pub(super) struct Inner {
     pub(super) upgrading: Mutex<()>,
     /// Ends the committer's wait before its time.
     pub(super) wake: Notify,
-    /// Counts commits, whether or not they worked.
+    /// Counts commits twice: when they begin and when they end, whether or not they worked.
     pub(super) commits: watch::Sender<u64>,
     pub(super) appends: Mutex<Gathered<Append>>,
 }
