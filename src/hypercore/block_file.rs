@@ -96,13 +96,18 @@ impl BlockFile {
         byte_length.div_ceil(self.block_size) == length
     }
 
-    /// Reads block `index`, which has `size` bytes.
-    pub(super) fn read(&self, index: u64, size: usize) -> Result<Bytes, CoreError> {
+    /// Reads block `index`, which has `size` bytes, and says whether these surely are the bytes that were
+    /// hashed.
+    pub(super) fn read(&self, index: u64, size: usize) -> Result<(Bytes, bool), CoreError> {
         match &self.medium {
-            Medium::Disk(file) => Ok(file.read(self.offset(index), size)?.into()),
+            Medium::Disk(file) => {
+                let (bytes, is_sure) = file.read(self.offset(index), size)?;
+                Ok((bytes.into(), is_sure))
+            }
             Medium::Memory(file) => {
                 let block = lock(&file.blocks).get(&index).cloned();
-                block.filter(|block| block.len() == size).ok_or(CoreError::FileChanged)
+                let block = block.filter(|block| block.len() == size);
+                Ok((block.ok_or(CoreError::FileChanged)?, true))
             }
         }
     }
@@ -180,8 +185,8 @@ mod tests {
         file.write(2, &Bytes::from_static(b"ij")).unwrap();
         file.write(0, &Bytes::from_static(b"abcd")).unwrap();
         file.write(1, &Bytes::from_static(b"efgh")).unwrap();
-        assert_eq!(file.read(1, 4).unwrap()[..], *b"efgh");
-        assert_eq!(file.read(2, 2).unwrap()[..], *b"ij");
+        assert_eq!(file.read(1, 4).unwrap(), (Bytes::from_static(b"efgh"), false));
+        assert_eq!(file.read(2, 2).unwrap().0[..], *b"ij");
         assert!(matches!(file.read(2, 4), Err(CoreError::FileChanged)));
         file.finish(Some(9)).unwrap();
         assert_eq!(std::fs::read(file.path().unwrap()).unwrap(), b"abcdefghi");
@@ -203,8 +208,8 @@ mod tests {
         file.punch(9..u64::MAX).unwrap();
         let after = std::fs::metadata(file.path().unwrap()).unwrap();
         assert_eq!(after.len(), before.len());
-        assert_eq!(file.read(0, size as usize).unwrap(), vec![7; size as usize]);
-        assert_eq!(file.read(2, size as usize).unwrap(), vec![0; size as usize]);
+        assert_eq!(file.read(0, size as usize).unwrap().0, vec![7; size as usize]);
+        assert_eq!(file.read(2, size as usize).unwrap().0, vec![0; size as usize]);
         assert!(after.blocks() < before.blocks(), "{} {}", after.blocks(), before.blocks());
     }
 
@@ -215,7 +220,7 @@ mod tests {
         let opened = File::open(dir.path().join("book")).unwrap();
         let stamp = FileStamp::of(&opened).unwrap();
         let file = file(dir.path(), FileAccess::Read, Some(stamp));
-        assert_eq!(file.read(1, 2).unwrap()[..], *b"ef");
+        assert_eq!(file.read(1, 2).unwrap().0[..], *b"ef");
         std::fs::write(dir.path().join("book"), b"abcdefg").unwrap();
         assert!(matches!(file.read(1, 2), Err(CoreError::FileChanged)));
     }
@@ -246,7 +251,7 @@ mod tests {
         let copied = Arc::new(MemoryFile::default());
         let copy = BlockFile::in_memory(Arc::clone(&copied), 4, FileAccess::Write);
         for (index, size) in [(2, 1), (0, 4), (1, 4)] {
-            copy.write(index, &source.read(index, size).unwrap()).unwrap();
+            copy.write(index, &source.read(index, size).unwrap().0).unwrap();
         }
         assert_eq!(copied.blocks().concat(), bytes);
         assert!(matches!(source.read(2, 4), Err(CoreError::FileChanged)));

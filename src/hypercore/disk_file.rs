@@ -1,10 +1,10 @@
 //! A file on disk that holds a log's blocks.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::error::CoreError;
 use crate::sync::lock;
@@ -16,18 +16,75 @@ pub struct FileStamp {
     pub size: u64,
     /// When it was modified last, in nanoseconds since 1970; 0 where the system does not tell.
     pub modified: i128,
+    /// What no program can set; `None` where the system does not tell.
+    state: Option<FileState>,
 }
+
+/// Which file it was, and when the system last changed anything about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileState {
+    device: u64,
+    inode: u64,
+    /// In nanoseconds since 1970.
+    changed: i128,
+}
+
+/// How old a file's last change must be, so that the next one surely gets another time: file systems keep
+/// it to two seconds at worst (FAT).
+const TIME_STEP: i128 = 2_000_000_000;
 
 impl FileStamp {
     /// What an open file is now.
     pub fn of(file: &File) -> io::Result<Self> {
         let metadata = file.metadata()?;
-        let modified =
-            metadata.modified().ok().map_or(0, |time| match time.duration_since(UNIX_EPOCH) {
-                Ok(since) => since.as_nanos() as i128,
-                Err(before) => -(before.duration().as_nanos() as i128),
-            });
-        Ok(Self { size: metadata.len(), modified })
+        let modified = metadata.modified().ok().map_or(0, nanos);
+        Ok(Self { size: metadata.len(), modified, state: FileState::of(&metadata) })
+    }
+
+    /// This, when it was not changed just now, or a change right after it would not be seen.
+    pub(super) fn settled(mut self) -> Self {
+        let now = nanos(SystemTime::now());
+        self.state = self.state.filter(|state| state.changed + TIME_STEP < now);
+        self
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_settled(&self) -> bool {
+        self.state.is_some()
+    }
+
+    /// Whether a file that was this is surely another now.
+    pub(super) fn differs(&self, now: &Self) -> bool {
+        (self.size, self.modified) != (now.size, now.modified)
+    }
+
+    /// Whether a file that was this surely has the same bytes now.
+    fn is_surely(&self, now: &Self) -> bool {
+        self.state.is_some() && self == now
+    }
+}
+
+impl FileState {
+    #[cfg(unix)]
+    #[expect(clippy::unnecessary_wraps, reason = "other systems do not tell")]
+    fn of(metadata: &Metadata) -> Option<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let changed =
+            i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
+        Some(Self { device: metadata.dev(), inode: metadata.ino(), changed })
+    }
+
+    #[cfg(not(unix))]
+    fn of(_metadata: &Metadata) -> Option<Self> {
+        None
+    }
+}
+
+/// Nanoseconds since 1970.
+fn nanos(time: SystemTime) -> i128 {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => since.as_nanos() as i128,
+        Err(before) => -(before.duration().as_nanos() as i128),
     }
 }
 
@@ -74,17 +131,18 @@ impl DiskFile {
         &self.path
     }
 
-    /// Reads `size` bytes from `offset` on.
-    pub(super) fn read(&self, offset: u64, size: usize) -> Result<Vec<u8>, CoreError> {
+    /// Reads `size` bytes from `offset` on, and says whether they surely are what was hashed.
+    pub(super) fn read(&self, offset: u64, size: usize) -> Result<(Vec<u8>, bool), CoreError> {
         let file = self.open()?;
-        if let Some(stamp) = self.stamp
-            && FileStamp::of(&file)? != stamp
-        {
+        let read = read_vec_at(&file, size, offset);
+        // After reading, for a change may come just before it.
+        let now = self.stamp.map(|_| FileStamp::of(&file)).transpose()?;
+        let stamps = self.stamp.zip(now);
+        if stamps.is_some_and(|(stamp, now)| stamp.differs(&now)) {
             return Err(CoreError::FileChanged);
         }
-        let mut bytes = vec![0; size];
-        match read_exact_at(&file, &mut bytes, offset) {
-            Ok(()) => Ok(bytes),
+        match read {
+            Ok(bytes) => Ok((bytes, stamps.is_some_and(|(stamp, now)| stamp.is_surely(&now)))),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Err(CoreError::FileChanged)
             }
@@ -164,6 +222,29 @@ impl DiskFile {
     }
 }
 
+/// Reads into memory that is not filled with zeros first.
+#[cfg(target_os = "linux")]
+fn read_vec_at(file: &File, size: usize, offset: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(size);
+    while bytes.len() < size {
+        let at = offset + bytes.len() as u64;
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut bytes), at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    bytes.truncate(size);
+    Ok(bytes)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn read_vec_at(file: &File, size: usize, offset: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; size];
+    read_exact_at(file, &mut bytes, offset)?;
+    Ok(bytes)
+}
+
 #[cfg(unix)]
 pub(super) fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
@@ -214,4 +295,40 @@ fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    /// What is read of a file that was `stamp`, and whether it surely is the same.
+    fn read(path: &Path, stamp: FileStamp) -> Option<(Vec<u8>, bool)> {
+        DiskFile::new(path.to_owned(), FileAccess::Read, Some(stamp)).read(2, 3).ok()
+    }
+
+    #[test]
+    fn only_a_file_that_the_system_says_nobody_touched_is_surely_the_same() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+        let stamp = FileStamp::of(&File::open(&path).unwrap()).unwrap().settled();
+        let bytes = &std::fs::read(&path).unwrap()[2..5];
+        assert_eq!(read(&path, stamp), Some((bytes.to_vec(), true)));
+        let state = stamp.state.unwrap();
+        for state in [
+            FileState { changed: state.changed - 1, ..state },
+            FileState { inode: state.inode + 1, ..state },
+            FileState { device: state.device + 1, ..state },
+        ] {
+            let touched = FileStamp { state: Some(state), ..stamp };
+            assert_eq!(read(&path, touched), Some((bytes.to_vec(), false)));
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_changed_just_now_is_never_surely_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("book");
+        std::fs::write(&path, b"abcdef").unwrap();
+        let stamp = FileStamp::of(&File::open(&path).unwrap()).unwrap().settled();
+        assert_eq!(read(&path, stamp), Some((b"cde".to_vec(), false)));
+    }
 }

@@ -9,6 +9,7 @@ mod core;
 mod disk_file;
 mod error;
 pub mod flat_tree;
+mod hashing;
 pub mod manifest;
 mod memory;
 pub mod messages;

@@ -5,19 +5,17 @@
 //! `{ prologue: { hash, length }, signers: [], quorum: 0 }`.
 
 use std::fs::File;
-use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use blake2b_simd::many::degree;
 use bytes::Bytes;
 
 use super::block_file::MemoryFile;
 use super::core::CancelOnDrop;
-use super::disk_file::{FileStamp, read_exact_at};
+use super::disk_file::FileStamp;
 use super::error::CoreError;
+use super::hashing::Hashing;
 use super::manifest::Manifest;
 use super::messages::Node;
 use super::node;
@@ -43,8 +41,8 @@ pub struct StaticTree {
     pub length: u64,
     /// The length in bytes.
     pub byte_length: u64,
-    /// All tree nodes, by index.
-    pub nodes: Arc<Vec<Node>>,
+    /// The hashes of the blocks, from which all of the tree follows.
+    pub leaves: Arc<[Hash]>,
     /// What was hashed.
     pub source: StaticSource,
 }
@@ -74,12 +72,8 @@ impl StaticTree {
         let file = Arc::new(MemoryFile::of(bytes, BLOCK_SIZE));
         let blocks = file.blocks();
         let blocks: Vec<(u64, &[u8])> = (0..).zip(blocks.iter().map(|block| &block[..])).collect();
-        let mut tree = Batch::new(Roots::default());
-        for leaf in node::leaves(&blocks) {
-            tree.append_root(leaf).ok_or(CoreError::TooLong)?;
-        }
-        let nodes = tree.found.drain(..).map(|found| found.node).collect();
-        Ok(Self::new(&tree.roots, nodes, StaticSource::Memory(file)))
+        let leaves = node::leaves(&blocks).into_iter().map(|leaf| leaf.hash).collect();
+        Self::new(leaves, bytes.len() as u64, StaticSource::Memory(file))
     }
 
     /// Hashes the file at `path` on a blocking thread. Dropping the future ends the work soon.
@@ -100,121 +94,60 @@ impl StaticTree {
         cancelled: &AtomicBool,
     ) -> Result<Self, CoreError> {
         let file = File::open(&path)?;
-        let stamp = FileStamp::of(&file)?;
+        let stamp = FileStamp::of(&file)?.settled();
         if stamp.size == 0 {
             return Err(CoreError::BlockSize(0));
         }
-        let blocks = stamp.size.div_ceil(BLOCK_SIZE);
-        let mut tree = Batch::new(Roots::default());
-        let mut nodes = Vec::with_capacity(usize::try_from(2 * blocks).unwrap_or_default());
-        let mut hasher = LeafHasher::new(&file, stamp.size);
-        let mut told = 0;
-        while tree.roots.length < blocks {
-            if cancelled.load(Ordering::Relaxed) {
-                return Err(CoreError::Cancelled);
-            }
-            for leaf in hasher.next(tree.roots.length)? {
-                tree.append_root(leaf).ok_or(CoreError::TooLong)?;
-            }
-            nodes.extend(tree.found.drain(..).map(|found| found.node));
-            let done = tree.roots.byte_length;
-            if let Some(progress) = progress
-                && (done - told >= 1 << 20 || done == stamp.size)
-            {
-                told = done;
-                progress(done, stamp.size);
-            }
-        }
-        if tree.roots.byte_length != stamp.size || FileStamp::of(&file)? != stamp {
+        let leaves = Hashing::new(&file, stamp.size, progress, cancelled).run()?;
+        if stamp.differs(&FileStamp::of(&file)?) {
             return Err(CoreError::FileChanged);
         }
-        Ok(Self::new(&tree.roots, nodes, StaticSource::File { path, stamp }))
+        Self::new(leaves, stamp.size, StaticSource::File { path, stamp })
     }
 
-    fn new(roots: &Roots, mut nodes: Vec<Node>, source: StaticSource) -> Self {
-        nodes.sort_unstable_by_key(|node| node.index);
-        let hash = roots.hash();
-        let manifest = Manifest::fixed(hash, roots.length);
-        Self {
+    fn new(leaves: Vec<Hash>, byte_length: u64, source: StaticSource) -> Result<Self, CoreError> {
+        let mut tree = Batch::new(Roots::default());
+        for leaf in leaf_nodes(&leaves, byte_length) {
+            tree.append_root(leaf).ok_or(CoreError::TooLong)?;
+            tree.found.clear();
+        }
+        let hash = tree.roots.hash();
+        let manifest = Manifest::fixed(hash, tree.roots.length);
+        Ok(Self {
             key: manifest.key(),
             manifest,
             hash,
-            length: roots.length,
-            byte_length: roots.byte_length,
-            nodes: Arc::new(nodes),
+            length: tree.roots.length,
+            byte_length,
+            leaves: leaves.into(),
             source,
-        }
-    }
-}
-
-/// How many blocks one thread hashes before it joins the other.
-const STRETCH: u64 = 8;
-
-/// Hashes a file's blocks: as many side by side as the processor has lanes for, on two threads.
-struct LeafHasher<'a> {
-    file: &'a File,
-    size: u64,
-    lanes: [Lanes; 2],
-}
-
-impl<'a> LeafHasher<'a> {
-    fn new(file: &'a File, size: u64) -> Self {
-        Self { file, size, lanes: [Lanes::new(), Lanes::new()] }
+        })
     }
 
-    /// The leaves of the next blocks from `start` on.
-    fn next(&mut self, start: u64) -> Result<Vec<Node>, CoreError> {
-        let end = self.size.div_ceil(BLOCK_SIZE);
-        let middle = (start + STRETCH).min(end);
-        let last = (middle + STRETCH).min(end);
-        let (file, size) = (self.file, self.size);
-        let [first, second] = &mut self.lanes;
-        if middle == last {
-            return first.hash(file, size, start..middle);
-        }
-        std::thread::scope(|scope| {
-            // Where no thread can be had, this one does it all.
-            let other = std::thread::Builder::new()
-                .spawn_scoped(scope, || second.hash(file, size, middle..last));
-            let mut leaves = first.hash(file, size, start..middle)?;
-            if let Ok(other) = other {
-                leaves.extend(other.join().map_err(|_| CoreError::Cancelled)??);
-            }
-            Ok(leaves)
+    /// All nodes, in groups that are sorted by index. They are made anew from the leaves: all at once they
+    /// would take three times as much memory.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = Vec<Node>> + '_ {
+        let mut tree = Batch::new(Roots::default());
+        let mut leaves = leaf_nodes(&self.leaves, self.byte_length);
+        std::iter::from_fn(move || {
+            // The tree was made of them before.
+            leaves.by_ref().take(GROUP).try_for_each(|leaf| tree.append_root(leaf).map(drop))?;
+            let mut nodes: Vec<Node> = tree.found.drain(..).map(|found| found.node).collect();
+            nodes.sort_unstable_by_key(|node| node.index);
+            (!nodes.is_empty()).then_some(nodes)
         })
     }
 }
 
-/// A buffer for each lane.
-struct Lanes(Vec<Vec<u8>>);
+/// How many leaves are in a group of [`StaticTree::nodes`].
+const GROUP: usize = 2048;
 
-impl Lanes {
-    fn new() -> Self {
-        Self(vec![vec![0; BLOCK_SIZE as usize]; degree().max(1)])
-    }
-
-    /// The leaves of the blocks in `range` of a file of `size` bytes.
-    fn hash(&mut self, file: &File, size: u64, range: Range<u64>) -> Result<Vec<Node>, CoreError> {
-        let mut leaves = Vec::with_capacity((range.end - range.start) as usize);
-        let mut at = range.start;
-        while at < range.end {
-            let mut blocks = Vec::with_capacity(self.0.len());
-            for (buffer, index) in self.0.iter_mut().zip(at..range.end) {
-                let length = (size - index * BLOCK_SIZE).min(BLOCK_SIZE);
-                let block = buffer.get_mut(..length as usize).unwrap_or_default();
-                match read_exact_at(file, block, index * BLOCK_SIZE) {
-                    Ok(()) => blocks.push((index, &*block)),
-                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                        return Err(CoreError::FileChanged);
-                    }
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            at += blocks.len() as u64;
-            leaves.extend(node::leaves(&blocks));
-        }
-        Ok(leaves)
-    }
+/// The leaves of a file of so many bytes.
+fn leaf_nodes(hashes: &[Hash], byte_length: u64) -> impl Iterator<Item = Node> + '_ {
+    (0..).zip(hashes).map(move |(block, hash)| {
+        let size = (byte_length - block * BLOCK_SIZE).min(BLOCK_SIZE);
+        Node { index: 2 * block, size, hash: *hash }
+    })
 }
 
 #[cfg(test)]
@@ -275,7 +208,9 @@ mod tests {
                 slow.append_root(node::leaf(slow.roots.length, block)).unwrap();
             }
             assert_eq!(tree.hash, slow.roots.hash(), "{size}");
-            assert_eq!(tree.nodes.len(), slow.found.len());
+            slow.found.sort_unstable_by_key(|found| found.node.index);
+            let nodes: Vec<_> = slow.found.iter().map(|found| found.node).collect();
+            assert_eq!(tree.nodes().collect::<Vec<_>>().concat(), nodes);
             assert_eq!((tree.length, tree.byte_length), (slow.roots.length, size as u64));
             assert_eq!(tree.key, Manifest::fixed(tree.hash, tree.length).key());
         }
@@ -288,7 +223,7 @@ mod tests {
             let (file, held) = (built(dir.path(), size).await, Bytes::from(bytes(size)));
             let tree = StaticTree::of_bytes(&held).unwrap();
             assert_eq!((tree.key, tree.hash), (file.key, file.hash));
-            assert_eq!((&tree.nodes, tree.length), (&file.nodes, file.length));
+            assert_eq!((&tree.leaves, tree.length), (&file.leaves, file.length));
             assert_eq!(tree.byte_length, size as u64);
             let source = Core::open_static(&MemoryStorage::new(), &tree).await.unwrap();
             let to = Arc::new(MemoryFile::default());
@@ -367,8 +302,17 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_changed_is_not_served() {
         let dir = tempfile::tempdir().unwrap();
-        let tree = built(dir.path(), 200_000).await;
-        let StaticSource::File { path, stamp } = tree.source.clone() else { panic!("{tree:?}") };
+        let mut tree = built(dir.path(), 200_000).await;
+        let StaticSource::File { path, mut stamp } = tree.source.clone() else {
+            panic!("{tree:?}")
+        };
+        // So old that what is read is not hashed again.
+        while cfg!(unix) && !stamp.is_settled() {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tree = StaticTree::build(&path, None).await.unwrap();
+            let StaticSource::File { stamp: now, .. } = &tree.source else { panic!("{tree:?}") };
+            stamp = *now;
+        }
         let storage = MemoryStorage::new();
         let source = Core::open_static(&storage, &tree).await.unwrap();
         let copy = into_file(&MemoryStorage::new(), &source, &dir.path().join("copy"));

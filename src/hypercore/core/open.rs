@@ -81,7 +81,9 @@ impl Core {
             _ => false,
         };
         if !complete {
-            place.commit(Arc::new(whole(tree))).await?;
+            for commit in commits(tree) {
+                place.commit(Arc::new(commit)).await?;
+            }
         }
         let options = OpenOptions { manifest: Some(tree.manifest.clone()), ..Default::default() };
         Self::open_in(place, tree.key, options, Some(file))
@@ -210,26 +212,37 @@ fn load(
 }
 
 /// What storing a whole static core takes.
-fn whole(tree: &StaticTree) -> Commit {
-    let mut bits = Bitfield::default();
-    bits.insert_range(0, tree.length);
-    Commit {
-        header: Some(Header {
-            key: tree.key,
-            manifest: Some(tree.manifest.encode().into()),
-            fork: 0,
-            length: tree.length,
-            byte_length: tree.byte_length,
-            signature: None,
-        }),
-        nodes: Arc::clone(&tree.nodes),
-        truncate: None,
-        blocks: Vec::new(),
-        removed_blocks: Vec::new(),
-        pages: bits.into_pages().collect(),
-        // It can be made anew from its file.
-        survives: Survives::Process,
-    }
+/// A whole static core, in commits that take little memory. Before the last the core is empty, so that a
+/// crash leaves none that is half there.
+fn commits(tree: &StaticTree) -> impl Iterator<Item = Commit> + '_ {
+    let empty = Header {
+        key: tree.key,
+        manifest: Some(tree.manifest.encode().into()),
+        fork: 0,
+        length: 0,
+        byte_length: 0,
+        signature: None,
+    };
+    let mut groups = tree.nodes().peekable();
+    std::iter::from_fn(move || {
+        let nodes = Arc::new(groups.next()?);
+        let mut bits = Bitfield::default();
+        let mut header = empty.clone();
+        if groups.peek().is_none() {
+            bits.insert_range(0, tree.length);
+            (header.length, header.byte_length) = (tree.length, tree.byte_length);
+        }
+        Some(Commit {
+            header: Some(header),
+            nodes,
+            truncate: None,
+            blocks: Vec::new(),
+            removed_blocks: Vec::new(),
+            pages: bits.into_pages().collect(),
+            // It can be made anew from its file.
+            survives: Survives::Process,
+        })
+    })
 }
 
 struct Stored<'a>(&'a dyn CoreStorage);
@@ -242,7 +255,7 @@ impl Nodes for Stored<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::{create, memory, pair, reader, written};
+    use super::super::fixture::{create, memory, pair, proof, reader, request, upgrade, written};
     use super::*;
     use crate::hypercore::memory::Damage;
 
@@ -255,6 +268,30 @@ mod tests {
         let options = OpenOptions { writer: Some(pair()), ..OpenOptions::default() };
         let refused = Core::open(&memory(), [1; 32], options);
         assert!(matches!(refused, Err(CoreError::NotWritable)), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn a_static_core_that_a_crash_left_half_stored_is_stored_again() {
+        let bytes = bytes::Bytes::from(vec![7; 2049 * BLOCK_SIZE as usize]);
+        let tree = StaticTree::of_bytes(&bytes).unwrap();
+        let storage = memory();
+        let place = open_place(&storage, &tree.key).unwrap();
+        let mut commits = commits(&tree);
+        place.commit(Arc::new(commits.next().unwrap())).await.unwrap();
+        place.close();
+        let crashed = storage.after_crash();
+        let half = Core::open(&crashed, tree.key, OpenOptions::default()).unwrap();
+        assert_eq!((half.length(), half.state().blocks), (0, 0));
+        half.close().await.unwrap();
+        let whole = Core::open_static(&crashed, &tree).await.unwrap();
+        assert_eq!((whole.contiguous_length(), whole.tree_hash()), (2049, tree.hash));
+        assert_eq!((commits.count(), storage.commits(whole.discovery_key())), (1, 1));
+        let copy = reader(&memory(), &whole);
+        copy.apply(&proof(&whole, &upgrade(0, 2049))).unwrap();
+        for index in [0, 2047, 2048] {
+            let applied = copy.apply(&proof(&whole, &request(&copy, index))).unwrap();
+            assert_eq!(applied.block, Some(index));
+        }
     }
 
     #[tokio::test]

@@ -181,7 +181,7 @@ impl Core {
         Ok((!empty).then_some(data))
     }
 
-    /// A block that is here; one from disk with the leaf that it must have.
+    /// A block that is here, with the leaf that it must have where that is not sure.
     pub(super) fn unchecked(&self, index: u64) -> Result<Option<(Bytes, Option<Node>)>, CoreError> {
         let pending = {
             let state = lock(&self.inner.state);
@@ -193,12 +193,7 @@ impl Core {
         };
         match pending {
             Some(block) => Ok(Some((block, None))),
-            None => {
-                let (block, leaf) = self.inner.stored(index)?;
-                // What is in memory was hashed when it came there.
-                let checks = !self.is_in_memory();
-                Ok(Some((block, checks.then_some(leaf))))
-            }
+            None => self.inner.stored(index).map(Some),
         }
     }
 
@@ -274,22 +269,24 @@ impl Inner {
     /// A block from disk, checked.
     fn stored_block(&self, index: u64) -> Result<Bytes, CoreError> {
         let (block, leaf) = self.stored(index)?;
-        self.check_leaf(index, &block, &leaf)?;
+        if let Some(leaf) = leaf {
+            self.check_leaf(index, &block, &leaf)?;
+        }
         Ok(block)
     }
 
-    /// A block from disk, and the leaf that it must have.
-    fn stored(&self, index: u64) -> Result<(Bytes, Node), CoreError> {
+    /// A block from disk, and the leaf that it must have unless it surely is what was hashed.
+    fn stored(&self, index: u64) -> Result<(Bytes, Option<Node>), CoreError> {
         let leaf = self.expect(2 * index)?;
-        let block = match &self.file {
-            None => self.storage.block(index)?.ok_or(CoreError::MissingBlock(index))?,
+        let (block, is_sure) = match &self.file {
+            None => (self.storage.block(index)?.ok_or(CoreError::MissingBlock(index))?, false),
             Some(file) => {
                 let size = usize::try_from(leaf.size).ok().filter(|size| *size <= MAX_BLOCK_BYTES);
                 let size = size.ok_or(CoreError::Corrupt("size of a block"))?;
                 file.read(index, size)?
             }
         };
-        Ok((block, leaf))
+        Ok((block, (!is_sure).then_some(leaf)))
     }
 
     fn check_block(&self, index: u64, block: &[u8]) -> Result<(), CoreError> {
