@@ -139,7 +139,12 @@ impl Live {
 
     /// Whether it is an unfinished transfer with this peer.
     fn is_with(&self, peer: &PublicKey, direction: Direction) -> bool {
-        (self.peer, self.direction) == (*peer, direction) && !self.info.borrow().state.is_terminal()
+        self.is_of(peer, direction) && !self.info.borrow().state.is_terminal()
+    }
+
+    /// Whether it is, or was, a transfer with this peer.
+    pub(super) fn is_of(&self, peer: &PublicKey, direction: Direction) -> bool {
+        self.direction == direction && self.peer == *peer
     }
 
     /// Does not count on the peer to know that an incoming one is whole.
@@ -356,15 +361,9 @@ impl Engine {
         found
     }
 
-    /// The unfinished transfers with a peer, in no order: those that are queued, and the others.
-    pub(super) fn queued_and_open(
-        &self,
-        peer: &PublicKey,
-        direction: Direction,
-    ) -> (Vec<Arc<Live>>, Vec<Arc<Live>>) {
-        let live = lock(&self.live);
-        let found = live.all().filter(|live| live.is_with(peer, direction)).cloned();
-        found.partition(|live| live.info.borrow().state == State::Queued)
+    /// As [`Lives::queued_and_open`].
+    pub(super) fn queued_and_open(&self, peer: &PublicKey) -> (Vec<Arc<Live>>, Vec<Arc<Live>>) {
+        lock(&self.live).queued_and_open(peer)
     }
 
     /// Moves a transfer on: first in the database, unless it need not survive, then for everybody to see.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::engine::Live;
 use super::record::Record;
+use super::state::{Direction, State};
 use crate::crypto::PublicKey;
 
 /// Transfers that are not finished.
@@ -56,6 +57,20 @@ impl Lives {
 
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Live>> {
         self.by_id.values()
+    }
+
+    /// The unfinished transfers from a peer, in no order: those that are queued, and the others.
+    pub(super) fn queued_and_open(&self, peer: &PublicKey) -> (Vec<Arc<Live>>, Vec<Arc<Live>>) {
+        let (mut queued, mut open) = (Vec::new(), Vec::new());
+        for live in self.all().filter(|live| live.is_of(peer, Direction::Incoming)) {
+            // Once, for it is asked about all of them at every book that is whole.
+            match live.info.borrow().state {
+                State::Queued => queued.push(Arc::clone(live)),
+                state if state.is_terminal() => {}
+                _ => open.push(Arc::clone(live)),
+            }
+        }
+        (queued, open)
     }
 
     /// Removes all.

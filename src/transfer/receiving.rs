@@ -301,7 +301,7 @@ impl Engine {
             return;
         }
         // The sender may hold a paused one open, too, and one that is being verified until it hears.
-        let (queued, open) = self.queued_and_open(&peer, Direction::Incoming);
+        let (queued, open) = self.queued_and_open(&peer);
         let landing = open.iter().filter(|live| live.is_done.load(Ordering::Relaxed)).count();
         let open_there = open.len() - landing.min(MAX_LANDING);
         let free = self.options.limits.open_requests.saturating_sub(open_there);
