@@ -211,7 +211,6 @@ fn load(
     Ok(state)
 }
 
-/// What storing a whole static core takes.
 /// A whole static core, in commits that take little memory. Before the last the core is empty, so that a
 /// crash leaves none that is half there.
 fn commits(tree: &StaticTree) -> impl Iterator<Item = Commit> + '_ {

@@ -66,7 +66,7 @@ impl Core {
             let (unsaved, stored_end) = self.locked(|state| (state.block(at), state.stored_end()));
             let blocks = match unsaved {
                 Some(block) => vec![(at, block)],
-                None if self.inner.file.is_some() => vec![(at, self.inner.stored_block(at)?)],
+                None if self.inner.file.is_some() => vec![(at, self.inner.stored(at)?.0)],
                 None => self.inner.storage.blocks(at, end.min(stored_end), left)?,
             };
             let before = at;
@@ -113,10 +113,10 @@ impl Core {
         for (at, answer) in answers.iter_mut().enumerate() {
             let Ok(Some(data)) = answer else { continue };
             let Some(block) = &mut data.block else { continue };
-            match self.unchecked(block.index) {
-                Ok(Some((value, leaf))) => {
+            match self.found(block.index) {
+                Ok(Some((value, leaf, is_sure))) => {
                     block.value = value;
-                    stored.extend(leaf.map(|leaf| (at, leaf)));
+                    stored.extend(leaf.filter(|_| !is_sure).map(|leaf| (at, leaf)));
                 }
                 Ok(None) => *answer = Ok(only_manifest(data)),
                 Err(error) => *answer = Err(error),
@@ -181,8 +181,13 @@ impl Core {
         Ok((!empty).then_some(data))
     }
 
-    /// A block that is here, with the leaf that it must have where that is not sure.
+    /// A block that is here; one from disk with the leaf that it must have.
     pub(super) fn unchecked(&self, index: u64) -> Result<Option<(Bytes, Option<Node>)>, CoreError> {
+        Ok(self.found(index)?.map(|(block, leaf, _)| (block, leaf)))
+    }
+
+    /// [`Core::unchecked`], and whether the block surely is what was hashed.
+    fn found(&self, index: u64) -> Result<Option<(Bytes, Option<Node>, bool)>, CoreError> {
         let pending = {
             let state = lock(&self.inner.state);
             state.check()?;
@@ -192,8 +197,13 @@ impl Core {
             state.block(index)
         };
         match pending {
-            Some(block) => Ok(Some((block, None))),
-            None => self.inner.stored(index).map(Some),
+            Some(block) => Ok(Some((block, None, true))),
+            None => {
+                let (block, leaf, is_sure) = self.inner.stored(index)?;
+                // What is in memory was hashed when it came there.
+                let leaf = (!self.is_in_memory()).then_some(leaf);
+                Ok(Some((block, leaf, is_sure)))
+            }
         }
     }
 
@@ -266,17 +276,8 @@ impl Core {
 }
 
 impl Inner {
-    /// A block from disk, checked.
-    fn stored_block(&self, index: u64) -> Result<Bytes, CoreError> {
-        let (block, leaf) = self.stored(index)?;
-        if let Some(leaf) = leaf {
-            self.check_leaf(index, &block, &leaf)?;
-        }
-        Ok(block)
-    }
-
-    /// A block from disk, and the leaf that it must have unless it surely is what was hashed.
-    fn stored(&self, index: u64) -> Result<(Bytes, Option<Node>), CoreError> {
+    /// A block from disk, the leaf that it must have, and whether it surely is what was hashed.
+    fn stored(&self, index: u64) -> Result<(Bytes, Node, bool), CoreError> {
         let leaf = self.expect(2 * index)?;
         let (block, is_sure) = match &self.file {
             None => (self.storage.block(index)?.ok_or(CoreError::MissingBlock(index))?, false),
@@ -286,7 +287,7 @@ impl Inner {
                 file.read(index, size)?
             }
         };
-        Ok((block, (!is_sure).then_some(leaf)))
+        Ok((block, leaf, is_sure))
     }
 
     fn check_block(&self, index: u64, block: &[u8]) -> Result<(), CoreError> {
