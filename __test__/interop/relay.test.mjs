@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict'
 import { createRequire } from 'node:module'
 import { test as plain } from 'node:test'
-import { startInterop, undo, within } from './support.mjs'
+import { startInterop, undo, until, within } from './support.mjs'
 
 const { default: DHT } = await import('hyperdht')
 const { default: Holepuncher } = await import('hyperdht/lib/holepuncher.js')
@@ -125,9 +125,9 @@ for (const side of ['npm', 'ours']) {
     const echoes = echoing(socket)
     later.go()
     await us.next(path('lan'))
-    await within(until(() => socket.rawStream.remoteHost === '127.0.0.2'), 'the direct path')
+    await until(() => socket.rawStream.remoteHost === '127.0.0.2', 'the direct path')
     await within(echoes.more(10), 'echoes on the direct path')
-    if (relay) await within(until(() => relay.stats.sessions.active === 0), 'an unused relay')
+    if (relay) await until(() => relay.stats.sessions.active === 0, 'an unused relay')
   })
 
   test(`we and npm leave a relay of ${side} when our punch succeeds later`, async (t) => {
@@ -147,8 +147,8 @@ for (const side of ['npm', 'ours']) {
     await us.next(path('relayed'))
     for (const call of later) call.go()
     await us.next(path('lan'))
-    await within(until(() => accepted.rawStream.remoteHost === '127.0.0.2'), 'the direct path')
-    if (relay) await within(until(() => relay.stats.sessions.active === 0), 'an unused relay')
+    await until(() => accepted.rawStream.remoteHost === '127.0.0.2', 'the direct path')
+    if (relay) await until(() => relay.stats.sessions.active === 0, 'an unused relay')
   })
 }
 
@@ -179,8 +179,4 @@ function echoing(socket) {
   })
   socket.write('echo')
   return { more: (n) => new Promise((resolve) => waiting.push({ count: count + n, resolve })) }
-}
-
-async function until(condition) {
-  while (!condition()) await new Promise((resolve) => setTimeout(resolve, 20))
 }
