@@ -3,7 +3,7 @@
 //! Nodes at which the peer announced itself pass our handshake on. It is the same message for each of
 //! them, and the first answer counts. Then the streams of both sides need a path: see [`super::route`].
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::net::{SocketAddr, SocketAddrV4};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::connection::{Connection, Established, Path, PathKind};
 use super::error::ConnectError;
@@ -25,9 +26,10 @@ use super::relay::attempt::{self, Found, RelayAttempt};
 use super::route::{NoRoute, Route};
 use super::rpc::Call;
 use super::rpc::io::{Attempts, RequestError};
-use super::rpc::message::NodeId;
+use super::rpc::message::{NodeId, node_id};
 use super::rpc::query::{Query, QueryOptions};
 use super::rpc::socket::Socket;
+use super::rpc::table::distance;
 use super::store::target_of;
 use crate::crypto::{KeyPair, PublicKey};
 use crate::secret_stream::Session;
@@ -35,10 +37,14 @@ use crate::sync::lock;
 use crate::tasks::Spawn;
 use crate::udx::{StreamOptions, UdxStream};
 
-/// Handshakes in flight at once.
+/// Handshakes in flight at once, beside those that are late.
 const PARALLEL: usize = 3;
 /// Nodes asked to pass a handshake on.
-const MAX_ASKED: usize = 8;
+const MAX_ASKED: usize = 20;
+/// Known nodes and addresses among them.
+const MAX_KNOWN: usize = 8;
+/// How long an answer may take before the next node is asked beside it.
+const PROMPT: Duration = Duration::from_millis(500);
 /// Pause before a peer is asked again that cannot punch just now.
 const TRY_LATER: Duration = Duration::from_secs(2);
 /// How often to begin anew when somebody on the way answers with garbage.
@@ -275,7 +281,8 @@ impl Connector {
         lock(&self.inner.routes).insert(target_of(&self.remote), addresses);
     }
 
-    /// Sends the handshake over every way that turns up until one answers.
+    /// Sends the handshake over every way that turns up until one answers. Whoever wants may say that the
+    /// peer is known to it, and pass nothing on: the peer chose the closest that do, so those come first.
     async fn exchange(
         &self,
         message: Vec<u8>,
@@ -289,22 +296,27 @@ impl Connector {
             ways.extend(lock(&inner.store).peer(&target).map(|peer| peer.relay));
             ways.extend(lock(&inner.routes).get(&target).into_iter().flatten());
         }
-        ways.truncate(MAX_ASKED);
+        ways.truncate(MAX_KNOWN);
+        let mut found: BTreeMap<NodeId, SocketAddr> = BTreeMap::new();
         let find = Call::new(commands::FIND_PEER, None, None);
         let options = QueryOptions { retries: 3, ..QueryOptions::default() };
         let mut query =
             (!direct_only).then(|| Query::new(Arc::clone(&inner.rpc), target, find, options));
-        // One that is silent must not hold up the others.
-        let parallel = if direct_only { MAX_ASKED } else { PARALLEL };
+        let parallel = if direct_only { MAX_KNOWN } else { PARALLEL };
         let mut asked: HashSet<SocketAddr> = excluded.clone();
         let mut silent = Vec::new();
         let mut requests: JoinSet<Asked> = JoinSet::new();
         let mut is_known = false;
+        // One that is silent must not hold up the others.
+        let mut late = 0;
+        let mut prompt = Instant::now();
 
         loop {
-            while requests.len() < parallel && asked.len() < excluded.len() + MAX_ASKED {
-                let Some(way) = ways.pop_front() else { break };
+            while requests.len() < parallel + late && asked.len() < excluded.len() + MAX_ASKED {
+                let next = ways.pop_front().or_else(|| found.pop_first().map(|(_, way)| way));
+                let Some(way) = next else { break };
                 if asked.insert(way) {
+                    prompt = Instant::now() + PROMPT;
                     requests.spawn_task(ask(Arc::clone(inner), target, message.clone(), way));
                 }
             }
@@ -318,17 +330,23 @@ impl Connector {
                         let record = reply.value.as_deref().and_then(|value| PeerRecord::decode(value).ok());
                         if record.is_some_and(|record| record.public_key == self.remote) {
                             is_known = true;
-                            ways.push_back(reply.from);
+                            if let SocketAddr::V4(from) = reply.from {
+                                found.insert(distance(&node_id(from), &target), reply.from);
+                            }
                         }
                     }
                 },
-                Some(outcome) = requests.join_next(), if !requests.is_empty() => match outcome {
-                    Ok(Asked::Answered(answer)) if direct_only && answer.is_relayed => {}
-                    Ok(Asked::Answered(answer)) => return Ok(*answer),
-                    Ok(Asked::Failed(error)) => return Err(error),
-                    Ok(Asked::Silent(way)) => silent.push(way),
-                    Ok(Asked::NoRoute) | Err(_) => {}
-                },
+                Some(outcome) = requests.join_next(), if !requests.is_empty() => {
+                    late = late.min(requests.len());
+                    match outcome {
+                        Ok(Asked::Answered(answer)) if direct_only && answer.is_relayed => {}
+                        Ok(Asked::Answered(answer)) => return Ok(*answer),
+                        Ok(Asked::Failed(error)) => return Err(error),
+                        Ok(Asked::Silent(way)) => silent.push(way),
+                        Ok(Asked::NoRoute) | Err(_) => {}
+                    }
+                }
+                () = tokio::time::sleep_until(prompt), if late < requests.len() => late = requests.len(),
             }
         }
         if is_known || self.any_alive(silent).await {

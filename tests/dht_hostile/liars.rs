@@ -126,8 +126,38 @@ impl Lie {
     }
 }
 
+/// A socket whose id is closer to the target than those of all honest nodes.
+async fn closest(testnet: &Testnet, target: Id) -> UdpSocket {
+    let distance = |address| -> Id {
+        let id = id_of(address);
+        std::array::from_fn(|at| id[at] ^ target[at])
+    };
+    let honest = testnet.nodes().iter().map(|node| distance(node.local_addr())).min().unwrap();
+    // Those that are too far stay open until one is close enough: the system does not give their ports again.
+    let mut sockets = Vec::new();
+    loop {
+        let socket = attacker().await;
+        if distance(socket.local_addr().unwrap()) < honest {
+            return socket;
+        }
+        sockets.push(socket);
+    }
+}
+
 /// Starts liars of these kinds beside an honest network, whose nodes have heard of all of them.
 async fn corrupt(testnet: &Testnet, lies: &[Lie]) -> (JoinSet<()>, Arc<Gang>) {
+    let mut sockets = Vec::new();
+    for _ in 0..LIARS {
+        sockets.push(attacker().await);
+    }
+    corrupt_with(testnet, lies, sockets).await
+}
+
+async fn corrupt_with(
+    testnet: &Testnet,
+    lies: &[Lie],
+    sockets: Vec<UdpSocket>,
+) -> (JoinSet<()>, Arc<Gang>) {
     let nowhere = |index| (id_of(nowhere(index).into()), nowhere(index));
     let gang = Arc::new(Gang {
         members: Mutex::default(),
@@ -136,8 +166,7 @@ async fn corrupt(testnet: &Testnet, lies: &[Lie]) -> (JoinSet<()>, Arc<Gang>) {
     });
     let victims: Vec<SocketAddr> = testnet.nodes().iter().map(HyperDht::local_addr).collect();
     let mut tasks = JoinSet::new();
-    for index in 0..LIARS {
-        let socket = attacker().await;
+    for (index, socket) in sockets.into_iter().enumerate() {
         gang.members.lock().unwrap().push(v4(socket.local_addr().unwrap()));
         tasks.spawn(liar(lies[index % lies.len()], socket, victims.clone(), Arc::clone(&gang)));
     }
@@ -149,23 +178,17 @@ async fn corrupt(testnet: &Testnet, lies: &[Lie]) -> (JoinSet<()>, Arc<Gang>) {
 async fn a_server_whose_closest_nodes_pass_nothing_on_is_reached_over_others() {
     const PASSING_NOTHING_ON: usize = 4;
     let testnet = Testnet::start(HONEST).await.expect("testnet");
-    let (mut liars, gang) = corrupt(&testnet, &[Lie::Swallows]).await;
+    let keys = KeyPair::generate();
+    let target = crypto::hash(&[keys.public_key().as_bytes()]);
+    let mut sockets = Vec::new();
+    for index in 0..LIARS {
+        let is_near = index < PASSING_NOTHING_ON;
+        sockets.push(if is_near { closest(&testnet, target).await } else { attacker().await });
+    }
+    let (mut liars, _) = corrupt_with(&testnet, &[Lie::Swallows], sockets).await;
     let [node, client] = [(); 2].map(|()| HyperDht::bind(testnet.options()).expect("bind"));
     node.bootstrapped().await;
     client.bootstrapped().await;
-    let lying: Vec<Id> =
-        gang.members.lock().unwrap().iter().map(|liar| id_of((*liar).into())).collect();
-    let honest = testnet.nodes().iter().map(|node| id_of(node.local_addr()));
-    let all: Vec<Id> = honest.chain(lying.iter().copied()).collect();
-    let keys = loop {
-        let keys = KeyPair::generate();
-        let target = crypto::hash(&[keys.public_key().as_bytes()]);
-        let mut closest = all.clone();
-        closest.sort_unstable_by_key(|id| -> Id { std::array::from_fn(|at| id[at] ^ target[at]) });
-        if closest[..PASSING_NOTHING_ON].iter().all(|id| lying.contains(id)) {
-            break keys;
-        }
-    };
     let server = node.listen(&keys, Arc::new(|_: &PublicKey, _| true)).expect("listen");
     server.announced().await;
     let connection = client.connect(&keys.public_key(), ConnectOptions::default()).await;
