@@ -37,6 +37,8 @@ struct State {
     end: u64,
     /// Whether what is in the file was counted.
     is_known: bool,
+    /// Whether there is a file, from this run or an earlier one that did not end well.
+    is_there: bool,
     /// Cores with notes that no commit has.
     noted: HashSet<Hash>,
     /// The disk refused a note: all is committed from now on.
@@ -86,6 +88,7 @@ impl Tail {
             Some(file) => file,
             empty => {
                 let mut file = create(&self.path)?;
+                state.is_there = true;
                 file.seek(SeekFrom::Start(state.end))?;
                 empty.insert(file)
             }
@@ -102,7 +105,7 @@ impl Tail {
         if !state.noted.contains(core) {
             return Ok(Vec::new());
         }
-        let bytes = self.read().map_err(|error| failed(&self.path, &error))?;
+        let bytes = self.read().map_err(|error| failed(&self.path, &error))?.unwrap_or_default();
         Ok(Records(&bytes).filter(|(of, _)| of == core).map(|(_, note)| note).collect())
     }
 
@@ -126,8 +129,8 @@ impl Tail {
     /// Removes the file, if nobody needs it.
     pub(super) fn tidy(&self) {
         let mut state = lock(&self.state);
-        if state.noted.is_empty() && state.file.take().is_some() {
-            state.end = 0;
+        if state.noted.is_empty() && std::mem::take(&mut state.is_there) {
+            (state.file, state.end) = (None, 0);
             if let Err(error) = std::fs::remove_file(&self.path) {
                 tracing::debug!(%error, "the tail was not removed");
             }
@@ -139,7 +142,11 @@ impl Tail {
         if state.is_known {
             return Ok(());
         }
-        let bytes = self.read()?;
+        let Some(bytes) = self.read()? else {
+            state.is_known = true;
+            return Ok(());
+        };
+        state.is_there = true;
         let mut records = Records(&bytes);
         state.noted.extend(records.by_ref().map(|(core, _)| core));
         state.end = (bytes.len() - records.0.len()) as u64;
@@ -147,14 +154,16 @@ impl Tail {
         Ok(())
     }
 
-    fn read(&self) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        match File::open(&self.path) {
-            Ok(file) => file.take(MAX_BYTES).read_to_end(&mut bytes)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+    /// What is in the file, if there is one.
+    fn read(&self) -> io::Result<Option<Vec<u8>>> {
+        let file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        Ok(bytes)
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES).read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
     }
 }
 
@@ -257,6 +266,20 @@ mod tests {
         assert!(!dir.path().join("p2p.db-tail").exists());
         assert!(tail.put(&[0; 32], &note(4)));
         assert_eq!(tail.notes(&[0; 32]).unwrap(), vec![note(4)]);
+    }
+
+    #[test]
+    fn the_file_of_a_run_that_did_not_end_goes_once_a_commit_has_its_notes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p2p.db");
+        assert!(Tail::of(&path).put(&[1; 32], &note(0)));
+        let tail = Tail::of(&path);
+        assert_eq!(tail.notes(&[1; 32]).unwrap(), vec![note(0)]);
+        tail.tidy();
+        assert!(dir.path().join("p2p.db-tail").exists(), "it is needed");
+        tail.forget(&[1; 32]);
+        tail.tidy();
+        assert!(!dir.path().join("p2p.db-tail").exists());
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Connects a stream's state machine with a socket, the clock and the program.
 //!
 //! Packets are handled, and answered, by the socket's reading task. A task a stream sends what the
-//! program wrote and watches the timers. Whoever holds the lock never waits.
+//! program wrote and watches the timers. Whoever holds the lock never waits, nor calls the system: one at a
+//! time sends, without the lock, and whoever else has something to send leaves it to that one.
 
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Instant;
 
@@ -57,6 +58,8 @@ pub(super) struct State {
     is_woken: bool,
     /// What the kernel did not take.
     blocked: Option<(Vec<u8>, Transmit)>,
+    /// Somebody sends, and looks for more after each batch.
+    is_sending: bool,
     is_listed: bool,
 }
 
@@ -87,6 +90,7 @@ impl Shared {
                 armed: None,
                 is_woken: false,
                 blocked: None,
+                is_sending: false,
                 is_listed: true,
             }),
             wake: Notify::new(),
@@ -116,8 +120,7 @@ impl Shared {
         }
         state.socket = Some(socket.clone());
         let first = state.first.take();
-        self.flush(&mut state);
-        drop(state);
+        drop(self.flush(state));
         // A socket that was let go closes, and closing looks at all streams: not under the lock.
         drop(first);
         self.first_packet.notify_waiters();
@@ -141,7 +144,7 @@ impl Shared {
             std::mem::replace(&mut state.previous_socket, newest)
         };
         state.blocked = None;
-        self.flush(&mut state);
+        state = self.flush(state);
         self.wake(&mut state);
         drop(state);
         drop(before);
@@ -237,7 +240,7 @@ impl Shared {
 
     /// Sends what is due and wakes whom it concerns.
     pub(super) fn drive(&self) {
-        self.flush(&mut lock(&self.state));
+        drop(self.flush(lock(&self.state)));
     }
 
     /// Ends the stream at once, telling the other side.
@@ -261,7 +264,7 @@ impl Shared {
     fn finish_with(&self, act: impl FnOnce(&mut Machine)) {
         let mut state = lock(&self.state);
         act(&mut state.machine);
-        self.flush(&mut state);
+        state = self.flush(state);
         self.wake(&mut state);
         let released = self.release_if_gone(&mut state);
         drop(state);
@@ -281,19 +284,53 @@ impl Shared {
         Some(([state.socket.take(), state.previous_socket.take()], state.first.take()))
     }
 
-    fn flush(&self, state: &mut State) {
-        if let Some(socket) = &state.socket {
-            let previous = state.previous_socket.as_ref().unwrap_or(socket);
-            let sockets = Sockets { newest: socket, previous };
-            if let Some((batch, transmit)) = state.blocked.take() {
-                let result = sockets.send(&batch, transmit);
-                state.blocked = would_block(result).then_some((batch, transmit));
-            }
-            if state.blocked.is_none() {
-                state.blocked = sockets.transmit(&mut state.machine);
+    /// Sends what is due and wakes whom it concerns. The lock is let go while the system sends.
+    fn flush<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        if !state.is_sending {
+            state.is_sending = true;
+            // Taken, not borrowed: letting go of a socket below may end other streams, which send.
+            let mut batch = BATCH.take();
+            state = self.send_all(state, &mut batch);
+            BATCH.set(batch);
+            state.is_sending = false;
+        }
+        self.notify(&mut state);
+        state
+    }
+
+    fn send_all<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        batch: &mut Vec<u8>,
+    ) -> MutexGuard<'a, State> {
+        loop {
+            let Some(newest) = state.socket.clone() else { return state };
+            batch.clear();
+            let transmit = match state.blocked.take() {
+                Some((blocked, transmit)) => {
+                    *batch = blocked;
+                    transmit
+                }
+                None => {
+                    let size = |size| newest.batch(size);
+                    match state.machine.poll_transmit(Instant::now(), size, batch) {
+                        Some(transmit) => transmit,
+                        None => return state,
+                    }
+                }
+            };
+            let previous = state.previous_socket.clone().filter(|_| transmit.is_previous);
+            drop(state);
+            let socket = previous.unwrap_or(newest);
+            let sent = socket.transmit(transmit.destination, batch, transmit.segment);
+            // The last one closes, and closing looks at all streams: not under the lock.
+            drop(socket);
+            state = lock(&self.state);
+            if would_block(sent) {
+                state.blocked = Some((batch.clone(), transmit));
+                return state;
             }
         }
-        self.notify(state);
     }
 
     fn notify(&self, state: &mut State) {
@@ -336,7 +373,7 @@ impl Shared {
                 state.machine.handle_timeout(Instant::now());
                 // While awake it needs no waking.
                 state.is_woken = true;
-                self.flush(&mut state);
+                state = self.flush(state);
                 state.is_woken = false;
                 if let Some(released) = self.release_if_gone(&mut state) {
                     drop(state);
@@ -394,33 +431,6 @@ impl Drop for Shared {
         if state.is_listed {
             self.udx.remove(self.id);
         }
-    }
-}
-
-/// The sockets that packets go over.
-struct Sockets<'a> {
-    newest: &'a UdxSocket,
-    previous: &'a UdxSocket,
-}
-
-impl Sockets<'_> {
-    /// Sends what the machine has; returns what the kernel did not take.
-    fn transmit(&self, machine: &mut Machine) -> Option<(Vec<u8>, Transmit)> {
-        BATCH.with_borrow_mut(|batch| {
-            loop {
-                batch.clear();
-                let size = |size| self.newest.batch(size);
-                let transmit = machine.poll_transmit(Instant::now(), size, batch)?;
-                if would_block(self.send(batch, transmit)) {
-                    return Some((batch.clone(), transmit));
-                }
-            }
-        })
-    }
-
-    fn send(&self, batch: &[u8], transmit: Transmit) -> io::Result<()> {
-        let socket = if transmit.is_previous { self.previous } else { self.newest };
-        socket.transmit(transmit.destination, batch, transmit.segment)
     }
 }
 
