@@ -8,31 +8,49 @@ use crate::sync::lock;
 /// Bytes a chunk. All chunks but the last are full, so that a position gives its chunk.
 const CHUNK: usize = 64 << 10;
 
-/// Empty chunks that are kept, 2 MiB for the whole process.
-const MAX_SPARE: usize = 32;
+/// After how many chunks given back those are freed that nobody needed meanwhile: 16 MiB of a stream.
+const REVIEW: usize = 256;
 
 /// Chunks to use again. The allocator would give them back to the system and get them anew, page by page,
 /// whenever a queue has run empty: an eighth of the processor time of a fast stream.
-static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
-
-fn whole_chunk() -> Vec<u8> {
-    lock(&SPARE).pop().unwrap_or_else(|| Vec::with_capacity(CHUNK))
+struct Spare {
+    chunks: Vec<Vec<u8>>,
+    /// The fewest that were there since the last review.
+    fewest: usize,
+    given_back: usize,
 }
 
-fn give_back(chunks: impl Iterator<Item = Vec<u8>>) {
-    let mut spare = lock(&SPARE);
-    for mut chunk in chunks.filter(|chunk| chunk.capacity() == CHUNK) {
-        if spare.len() >= MAX_SPARE {
-            return;
+static SPARE: Mutex<Spare> = Mutex::new(Spare { chunks: Vec::new(), fewest: 0, given_back: 0 });
+
+impl Spare {
+    fn take(&mut self) -> Vec<u8> {
+        let chunk = self.chunks.pop().unwrap_or_else(|| Vec::with_capacity(CHUNK));
+        self.fewest = self.fewest.min(self.chunks.len());
+        chunk
+    }
+
+    /// Takes chunks as long as there are fewer than `most`.
+    fn give_back(&mut self, most: usize, chunks: impl Iterator<Item = Vec<u8>>) {
+        for mut chunk in chunks.filter(|chunk| chunk.capacity() == CHUNK) {
+            self.given_back += 1;
+            if self.chunks.len() < most {
+                chunk.clear();
+                self.chunks.push(chunk);
+            }
         }
-        chunk.clear();
-        spare.push(chunk);
+        if self.given_back >= REVIEW {
+            self.given_back = 0;
+            self.chunks.truncate(self.chunks.len() - self.fewest);
+            self.fewest = self.chunks.len();
+        }
     }
 }
 
 /// Bytes `start..end` of a stream, counted from its beginning.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct ByteQueue {
+    /// Its chunks are kept for later while there are fewer than this.
+    spare: usize,
     chunks: VecDeque<Vec<u8>>,
     /// The position of the first byte of the first chunk.
     base: u64,
@@ -43,6 +61,12 @@ pub(super) struct ByteQueue {
 }
 
 impl ByteQueue {
+    /// An empty queue, whose chunks are used again as long as there are no more than `spare`, in the whole
+    /// process, that nobody uses.
+    pub(super) const fn new(spare: usize) -> Self {
+        Self { spare, chunks: VecDeque::new(), base: 0, start: 0, end: 0 }
+    }
+
     /// Bytes held.
     pub(super) const fn len(&self) -> usize {
         (self.end - self.start) as usize
@@ -64,7 +88,7 @@ impl ByteQueue {
             let continued = !self.chunks.is_empty();
             if self.chunks.back().is_none_or(|chunk| chunk.len() == CHUNK) {
                 // A stream of many bytes gets whole chunks, a small one only what it needs.
-                self.chunks.push_back(if continued { whole_chunk() } else { Vec::new() });
+                self.chunks.push_back(if continued { lock(&SPARE).take() } else { Vec::new() });
             }
             let Some(last) = self.chunks.back_mut() else { return };
             let (fits, rest) = data.split_at(data.len().min(CHUNK - last.len()));
@@ -105,7 +129,7 @@ impl ByteQueue {
         let passed = ((self.start - self.base) as usize / CHUNK).min(self.chunks.len());
         if passed > 0 {
             self.base += (passed * CHUNK) as u64;
-            give_back(self.chunks.drain(..passed));
+            lock(&SPARE).give_back(self.spare, self.chunks.drain(..passed));
         }
         if self.is_empty() {
             self.base = self.start;
@@ -120,7 +144,7 @@ impl ByteQueue {
 impl Drop for ByteQueue {
     fn drop(&mut self) {
         if !self.chunks.is_empty() {
-            give_back(self.chunks.drain(..));
+            lock(&SPARE).give_back(self.spare, self.chunks.drain(..));
         }
     }
 }
@@ -132,7 +156,7 @@ mod tests {
     #[test]
     fn bytes_come_out_as_they_went_in_across_chunks() {
         let data: Vec<u8> = (0..400_000u32).map(|n| (n % 251) as u8).collect();
-        let mut queue = ByteQueue::default();
+        let mut queue = ByteQueue::new(4);
         let mut out = Vec::new();
         for piece in data.chunks(17_003) {
             queue.push(piece);
@@ -149,7 +173,7 @@ mod tests {
     #[test]
     fn bytes_are_found_by_position_until_they_are_released() {
         let data: Vec<u8> = (0..200_000u32).map(|n| (n % 251) as u8).collect();
-        let mut queue = ByteQueue::default();
+        let mut queue = ByteQueue::new(4);
         queue.push(&data);
         queue.release(70_000);
         let mut found = Vec::new();
@@ -158,8 +182,23 @@ mod tests {
     }
 
     #[test]
+    fn chunks_are_used_again_and_those_that_nobody_needs_are_freed() {
+        let chunks = |count| (0..count).map(|_| Vec::with_capacity(CHUNK));
+        let mut spare = Spare { chunks: Vec::new(), fewest: 0, given_back: 0 };
+        spare.give_back(20, chunks(30).chain([vec![1; 5]]));
+        assert_eq!(spare.chunks.len(), 20);
+        for _ in 0..2 * REVIEW {
+            let mut taken: Vec<_> = (0..6).map(|_| spare.take()).collect();
+            taken.iter_mut().for_each(|chunk| chunk.extend_from_slice(b"used"));
+            spare.give_back(20, taken.into_iter());
+        }
+        assert_eq!(spare.chunks.len(), 6);
+        assert!(spare.take().is_empty());
+    }
+
+    #[test]
     fn released_chunks_are_freed() {
-        let mut queue = ByteQueue::default();
+        let mut queue = ByteQueue::new(4);
         queue.push(&vec![1; 10 * CHUNK]);
         queue.release(9 * CHUNK as u64 + 5);
         assert_eq!((queue.chunks.len(), queue.len()), (1, CHUNK - 5));

@@ -24,6 +24,9 @@ const SMALLEST_WINDOW: usize = 2048;
 /// that holds more, so that nobody can fill the whole of it at once.
 const FIRST_WINDOW: usize = 1 << 20;
 
+/// Unused chunks of the queue that are kept, 512 KiB: what is received is read soon.
+const SPARE: usize = 8;
+
 /// A packet that came before its turn.
 #[derive(Debug)]
 struct Early {
@@ -60,7 +63,7 @@ impl Incoming {
         let window = largest_window.min(FIRST_WINDOW);
         Self {
             next: 0,
-            ready: ByteQueue::default(),
+            ready: ByteQueue::new(SPARE),
             early: BTreeMap::new(),
             early_cost: 0,
             early_ranges: RangeSet::default(),

@@ -18,6 +18,9 @@ const MAX_PACKETS: usize = 16_384;
 /// Transmissions of one packet whose traces are kept at once.
 const MAX_TRANSMISSIONS: usize = 4;
 
+/// Unused chunks of the queue that are kept, 2 MiB: it runs full and empty.
+const SPARE: usize = 32;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     OnItsWay,
@@ -80,7 +83,7 @@ pub(super) struct Outgoing {
 impl Outgoing {
     pub(super) fn new(limit: usize) -> Self {
         Self {
-            bytes: ByteQueue::default(),
+            bytes: ByteQueue::new(SPARE),
             unsent: 0,
             end: End::Open,
             packets: VecDeque::new(),
@@ -117,7 +120,7 @@ impl Outgoing {
     pub(super) fn clear(&mut self) {
         self.first = self.next();
         self.packets.clear();
-        self.bytes = ByteQueue::default();
+        self.bytes = ByteQueue::new(SPARE);
         self.unsent = 0;
         self.end = End::Sent;
         self.order.clear();
