@@ -282,6 +282,28 @@ mod tests {
         assert!(!dir.path().join("p2p.db-tail").exists());
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic(
+            mut bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..600),
+            cut in 0..600usize,
+            flips in proptest::collection::vec((0..2000usize, 0..8u32), 0..4),
+        ) {
+            // Alone, after a whole record, and as damage to records.
+            let whole: Vec<u8> = (0..3).flat_map(|start| encode(&[3; 32], &note(start))).collect();
+            let found = |bytes: &[u8]| Records(bytes).count();
+            proptest::prop_assert!(found(&bytes) <= bytes.len() / 40);
+            bytes.splice(0..0, whole.iter().copied());
+            proptest::prop_assert!(found(&bytes) >= 3);
+            bytes.truncate(whole.len() + cut);
+            for (at, bit) in flips {
+                let at = at % bytes.len();
+                bytes[at] ^= 1 << bit;
+            }
+            proptest::prop_assert!(found(&bytes) <= bytes.len() / 40);
+        }
+    }
+
     #[test]
     fn the_file_is_bounded_and_what_is_no_record_ends_it() {
         let dir = tempfile::tempdir().unwrap();
