@@ -22,8 +22,9 @@ const CWND_GAIN: f64 = 1.5;
 /// The same on paths shorter than `LONG_PATH`, where acknowledgements wait for schedulers.
 const SHORT_CWND_GAIN: f64 = 2.0;
 const LONG_PATH: Duration = Duration::from_millis(5);
-/// Bunched acknowledgements make the measured bandwidth a little too high, which would fill the queue.
-const PACING_MARGIN: f64 = 0.99;
+/// Bunched acknowledgements make the measured bandwidth a little too high, which would fill the queue. At
+/// 0.99 less stands there (a round trip of 20 ms becomes 22 and not 30), but 0.4 % of the link stay unused.
+const PACING_MARGIN: f64 = 0.995;
 /// Rounds for which the highest bandwidth counts.
 const BANDWIDTH_ROUNDS: u64 = 10;
 /// Startup ends after so many rounds without a quarter more bandwidth.
