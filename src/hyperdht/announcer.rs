@@ -34,8 +34,8 @@ const RELAYS: usize = 3;
 const MAX_ASKED: usize = 4 * RELAYS;
 /// Relays of earlier rounds that still count: those of two rounds.
 const FORMER_RELAYS: usize = 2 * RELAYS;
-/// How long a node may take before the next closest is asked beside it.
-const PROMPT: Duration = Duration::from_millis(500);
+/// How long a node may take before the next closest is asked beside it, here and when connecting.
+pub(super) const PROMPT: Duration = Duration::from_millis(500);
 /// Bytes of a handshake that we send to ourselves: as many as a client's has.
 const PROBE_SIZE: usize = 160;
 /// How often it is sent again.

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::announcer::PROMPT;
 use super::connection::{Connection, Established, Path, PathKind};
 use super::error::ConnectError;
 use super::messages::handshake::{Handshake, NoisePayload, RelayThrough, UdxInfo, VERSION};
@@ -43,8 +44,6 @@ const PARALLEL: usize = 3;
 const MAX_ASKED: usize = 20;
 /// Known nodes and addresses among them.
 const MAX_KNOWN: usize = 8;
-/// How long an answer may take before the next node is asked beside it.
-const PROMPT: Duration = Duration::from_millis(500);
 /// Pause before a peer is asked again that cannot punch just now.
 const TRY_LATER: Duration = Duration::from_secs(2);
 /// How often to begin anew when somebody on the way answers with garbage.

@@ -142,11 +142,9 @@ impl Tail {
         if state.is_known {
             return Ok(());
         }
-        let Some(bytes) = self.read()? else {
-            state.is_known = true;
-            return Ok(());
-        };
-        state.is_there = true;
+        let bytes = self.read()?;
+        state.is_there = bytes.is_some();
+        let bytes = bytes.unwrap_or_default();
         let mut records = Records(&bytes);
         state.noted.extend(records.by_ref().map(|(core, _)| core));
         state.end = (bytes.len() - records.0.len()) as u64;

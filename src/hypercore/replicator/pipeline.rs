@@ -6,8 +6,8 @@
 
 use std::time::{Duration, Instant};
 
-/// Multiple of what is on its way at full speed: lets the rate that is found grow. Twice as much is no faster
-/// and lies in memory.
+/// Multiple of what is on its way at full speed: lets the rate that is found grow. 2 is no faster, and
+/// what is asked for lies in memory.
 const GAIN: f64 = 1.5;
 /// Bytes besides: what is taken, hashed and written at a time, on either side. With less, one side of a fast
 /// path waits for the other: 0.5 MiB took a tenth more time over loopback.
