@@ -1,6 +1,6 @@
 // A node in a process of its own, for tests that kill it: reads `{id, method, args}` lines and answers each
 // with `{id, value}` or `{id, error}`. The argument is what `P2PNode.open` takes. Says when it began to open,
-// and which peers come online.
+// which peers come online, and how far transfers are.
 
 import { createRequire } from 'node:module'
 import { createInterface } from 'node:readline'
@@ -11,6 +11,7 @@ const say = (line) => process.stdout.write(JSON.stringify(line) + '\n')
 const began = Date.now()
 const node = await P2PNode.open(JSON.parse(process.argv[2]))
 node.on('peer-online', ({ peer, at }) => say({ event: 'online', peer, at }))
+node.on('transfer-progress', ({ transfer, bytes }) => say({ event: 'progress', transfer, bytes }))
 say({ event: 'open', key: node.identity.publicKey, began })
 
 /** What no single method of a node does. */
