@@ -5,7 +5,9 @@
 //! receiver's socket, often) overflows, and what is on its way is held below what got through.
 //!
 //! Like its later versions (draft-ietf-ccwg-bbr) it leaves less standing in queues than the first did:
-//! half of what the path itself holds, and it is paced slightly below the bandwidth that was measured.
+//! about half of what the path itself holds, and it is paced slightly below the bandwidth that was measured.
+//! A part of that half grows with the square root of the rate only: of two streams on one link, the slower
+//! has more of it for its size, and they become equal.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +20,10 @@ const CYCLE: [f64; 8] = [1.25, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0];
 /// How many times what the path holds may be on its way while its bandwidth is being found.
 const STARTUP_CWND_GAIN: f64 = 2.0;
 /// The same afterwards: what exceeds 1 stands in the queue when the bandwidth was measured too high.
-const CWND_GAIN: f64 = 1.5;
+const CWND_GAIN: f64 = 1.35;
+/// And so many times the square root of what the path holds, counted in packets. When all windows are in
+/// proportion to bandwidths that were measured with them, nothing changes the shares of a link.
+const CWND_ROOT: f64 = 2.0;
 /// The same on paths shorter than `LONG_PATH`, where acknowledgements wait for schedulers.
 const SHORT_CWND_GAIN: f64 = 2.0;
 const LONG_PATH: Duration = Duration::from_millis(5);
@@ -188,7 +193,7 @@ impl Bbr {
             self.pipe_is_full |= self.mode == Mode::Startup;
         } else if let Some(ceiling) = self.ceiling.filter(|_| now >= self.ceiling_holds_until) {
             let lifted = ceiling * 1.05;
-            self.ceiling = (lifted < self.cwnd_gain() * self.bdp() + 3.0 * BATCH).then_some(lifted);
+            self.ceiling = (lifted < self.window() + 3.0 * BATCH).then_some(lifted);
         }
         self.round_acked = 0;
         self.round_lost = 0;
@@ -201,12 +206,17 @@ impl Bbr {
             && self.round_lost as f64 > total * LOSS_THRESHOLD
     }
 
-    fn cwnd_gain(&self) -> f64 {
-        match self.rtt() {
-            _ if !self.pipe_is_full => STARTUP_CWND_GAIN,
-            rtt if rtt < LONG_PATH => SHORT_CWND_GAIN,
-            _ => CWND_GAIN,
-        }
+    /// What may be on its way so that the path is never empty.
+    fn window(&self) -> f64 {
+        let bdp = self.bdp();
+        let is_long = self.rtt() >= LONG_PATH;
+        let gain = match self.pipe_is_full {
+            false => STARTUP_CWND_GAIN,
+            true if is_long => CWND_GAIN,
+            true => SHORT_CWND_GAIN,
+        };
+        let root = if is_long { CWND_ROOT } else { 0.0 };
+        gain * bdp + root * (bdp * self.packet as f64).sqrt()
     }
 
     fn update_bandwidth(&mut self, sample: &RateSample) {
@@ -304,10 +314,9 @@ impl Bbr {
     }
 
     fn update_cwnd(&mut self, sample: &RateSample, delivered: u64, in_flight: u64) {
-        let gain = self.cwnd_gain();
         // Batches are acknowledged as a whole: without room for some, sending would stutter.
         let batches = 3.0 * (self.pacing_rate() * 0.001).min(BATCH);
-        let mut target = gain * self.bdp() + batches;
+        let mut target = self.window() + batches;
         if let Some(ceiling) = self.ceiling {
             target = target.min(ceiling);
         }

@@ -1,9 +1,11 @@
 //! Two machines over a simulated link, in virtual time: delay, loss, reordering, duplication, a
 //! bottleneck with a queue, and a path MTU, all from a seed.
 
+use std::cell::Cell;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use alex_p2p::udx::StreamOptions;
@@ -55,7 +57,6 @@ pub struct Side {
     pub reads: bool,
     /// Whether packets still reach and leave it.
     pub is_alive: bool,
-    free_at: Instant,
     /// The header of the last packet it sent, and the highest number of one with DATA.
     pub said: Option<Header>,
     pub newest: Option<u32>,
@@ -78,6 +79,9 @@ pub struct Pair {
     pub link: Link,
     pub sides: [Side; 2],
     pub dice: Dice,
+    ids: [u32; 2],
+    /// When the bottleneck of each direction is free. Pairs can share it.
+    free_at: Rc<Cell<[Instant; 2]>>,
     wire: BinaryHeap<Reverse<OnWire>>,
     /// Packets that went on the wire.
     pub sent: u64,
@@ -100,8 +104,12 @@ pub fn address(host: u8, port: u16) -> SocketAddr {
 impl Pair {
     pub fn new(seed: u64, link: Link, options: &StreamOptions) -> Self {
         let start = Instant::now();
+        Self::at(start, IDS, seed, link, options)
+    }
+
+    fn at(start: Instant, ids: [u32; 2], seed: u64, link: Link, options: &StreamOptions) -> Self {
         let side = |index: usize| Side {
-            machine: Machine::new(start, IDS[index], options),
+            machine: Machine::new(start, ids[index], options),
             addr: address(1 + index as u8, 1000),
             also_at: None,
             to_write: Vec::new(),
@@ -110,7 +118,6 @@ impl Pair {
             received: Vec::new(),
             reads: true,
             is_alive: true,
-            free_at: start,
             said: None,
             newest: None,
         };
@@ -120,6 +127,8 @@ impl Pair {
             link,
             sides: [side(0), side(1)],
             dice: Dice::new(seed),
+            ids,
+            free_at: Rc::new(Cell::new([start; 2])),
             wire: BinaryHeap::new(),
             sent: 0,
             dropped: 0,
@@ -130,7 +139,23 @@ impl Pair {
 
     pub fn connect(&mut self, index: usize) {
         let addr = self.sides[1 - index].addr;
-        self.sides[index].machine.connect(self.now, addr, IDS[1 - index]);
+        self.sides[index].machine.connect(self.now, addr, self.ids[1 - index]);
+    }
+
+    /// Connected pairs whose packets go through one bottleneck, for [`Pair::run_together`].
+    pub fn sharing<const N: usize>(seed: u64, link: &Link) -> [Self; N] {
+        let start = Instant::now();
+        let mut dice = Dice::new(seed);
+        let free_at = Rc::new(Cell::new([start; 2]));
+        std::array::from_fn(|_| {
+            let ids = [dice.next() as u32, dice.next() as u32];
+            let options = StreamOptions::default();
+            let mut pair = Self::at(start, ids, dice.next(), link.clone(), &options);
+            pair.free_at = Rc::clone(&free_at);
+            pair.connect(0);
+            pair.connect(1);
+            pair.stays_open()
+        })
     }
 
     /// A pair that is connected on both sides.
@@ -201,13 +226,15 @@ impl Pair {
             side.newest = Some(decoded.header.seq);
         }
         if let Some((rate, queue)) = self.link.bottleneck {
-            let free_at = side.free_at.max(at);
+            let mut roads = self.free_at.get();
+            let free_at = roads[index].max(at);
             if (free_at - at).as_secs_f64() * rate > queue {
                 self.dropped += 1;
                 return;
             }
-            side.free_at = free_at + Duration::from_secs_f64(packet.len() as f64 / rate);
-            at = side.free_at;
+            at = free_at + Duration::from_secs_f64(packet.len() as f64 / rate);
+            roads[index] = at;
+            self.free_at.set(roads);
         }
         let from = side.addr;
         if packet.len() > self.link.mtu || self.dice.unit() < self.link.loss {
@@ -235,11 +262,21 @@ impl Pair {
 
     fn step_until(&mut self, end: Instant) -> bool {
         self.settle();
+        let Some(next) = self.next_at() else { return false };
+        self.go_to(next.min(end));
+        true
+    }
+
+    /// When something happens.
+    fn next_at(&self) -> Option<Instant> {
         let alive = self.sides.iter().filter(|side| side.is_alive);
         let timer = alive.filter_map(|side| side.machine.deadline()).min();
         let arrival = self.wire.peek().map(|Reverse(packet)| packet.at);
-        let Some(next) = timer.into_iter().chain(arrival).min() else { return false };
-        self.now = self.now.max(next.min(end));
+        timer.into_iter().chain(arrival).min()
+    }
+
+    fn go_to(&mut self, at: Instant) {
+        self.now = self.now.max(at);
         while self.wire.peek().is_some_and(|Reverse(packet)| packet.at <= self.now) {
             let Some(Reverse(OnWire { from, to, packet, .. })) = self.wire.pop() else { break };
             let is_at = |side: &&mut Side| side.addr == to || side.also_at == Some(to);
@@ -252,7 +289,17 @@ impl Pair {
         for side in self.sides.iter_mut().filter(|side| side.is_alive) {
             side.machine.handle_timeout(self.now);
         }
-        true
+    }
+
+    /// Lets pairs that share a bottleneck go on for `time`.
+    pub fn run_together(pairs: &mut [Self], time: Duration) {
+        let Some(end) = pairs.iter().map(|pair| pair.now + time).max() else { return };
+        loop {
+            pairs.iter_mut().for_each(Self::settle);
+            let next = pairs.iter().filter_map(Self::next_at).min();
+            let Some(next) = next.filter(|next| *next < end) else { return };
+            pairs.iter_mut().for_each(|pair| pair.go_to(next));
+        }
     }
 
     /// Steps until `done`, or for `limit` of virtual time. True when done.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::bytes;
 use super::pair::{Link, Pair};
+use super::{SECOND, bytes};
 
 /// Sends `length` bytes one way; the virtual time it took and the machine that sent.
 fn transfer(link: Link, length: usize) -> (Duration, Pair) {
@@ -63,6 +63,38 @@ fn a_deep_queue_at_most_doubles_the_round_trip_time() {
     times.sort();
     let median = times[times.len() / 2];
     assert!(median < Duration::from_millis(40), "{median:?}");
+}
+
+/// The share that the slower of two streams gets of a link of so many Mbit/s, in eight seconds from `after`
+/// on; the second begins when the first has had a second, or at once.
+fn lesser_share(seed: u64, megabits: f64, is_late: bool, after: Duration) -> f64 {
+    let rate = megabits / 8.0 * 1e6;
+    let bottleneck = Some((rate, 200.0 * 1472.0));
+    // What a system between them adds, so that seeds differ.
+    let link = Link { bottleneck, jitter: Duration::from_micros(20), ..Link::default() };
+    let mut pairs: [Pair; 2] = Pair::sharing(seed, &link);
+    let text = bytes((rate * 20.0) as usize);
+    pairs[0].sides[0].to_write.clone_from(&text);
+    Pair::run_together(&mut pairs, if is_late { SECOND } else { Duration::ZERO });
+    pairs[1].sides[0].to_write = text;
+    Pair::run_together(&mut pairs, after);
+    let received =
+        |pairs: &[Pair; 2]| [0, 1].map(|pair: usize| pairs[pair].sides[1].received.len());
+    let before = received(&pairs);
+    Pair::run_together(&mut pairs, 8 * SECOND);
+    let after = received(&pairs);
+    (after[0] - before[0]).min(after[1] - before[1]) as f64 / 8.0 / rate
+}
+
+#[test]
+fn two_streams_share_a_link() {
+    for seed in 0..4 {
+        let together = lesser_share(seed, 100.0, false, Duration::ZERO);
+        assert!(together > 0.4, "{seed}: {together}");
+        // A late one takes the queue for a part of the path, until the path is measured anew.
+        let late = lesser_share(seed, 20.0, true, 11 * SECOND);
+        assert!(late > 0.4, "{seed}, late: {late}");
+    }
 }
 
 #[test]
