@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use alex_p2p::crypto::{KeyPair, PublicKey};
 use alex_p2p::hyperdht::{
@@ -89,20 +89,14 @@ async fn twenty_connections_all_carry_an_echo() {
     let server = Arc::new(server_node.listen(&keys, admit_all()).expect("listen"));
     within(5, "announcing", server.announced()).await;
     echo_all(Arc::clone(&server));
-    let mut times = Vec::new();
     for round in 0..20u8 {
-        let start = Instant::now();
         let connection = client_node
             .connect(&keys.public_key(), ConnectOptions::default())
             .await
             .unwrap_or_else(|error| panic!("connection {round}: {error}"));
         assert_eq!(connection.remote_public_key(), keys.public_key());
         call(connection, &[round; 100]).await;
-        times.push(start.elapsed());
     }
-    times.sort_unstable();
-    println!("median of 20 connections with an echo: {:?}", times[10]);
-    assert!(times[10] < Duration::from_millis(50), "{times:?}");
     server.close().await;
     client_node.close().await;
     server_node.close().await;

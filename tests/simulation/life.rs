@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use alex_p2p::udx::{CloseReason, StreamOptions};
 
-use super::bytes;
 use super::pair::{Link, Pair};
+use super::{SECOND, bytes};
 
 fn window(receive_window: u32) -> StreamOptions {
     let mut options = StreamOptions::default();
@@ -42,6 +42,24 @@ fn a_reader_that_stops_holds_at_most_its_window_and_goes_on_where_it_stopped() {
     pair.sides[1].reads = true;
     assert!(pair.run(Duration::from_secs(60), |pair| pair.sides[1].received.len() == 2_000_000));
     assert_eq!(pair.sides[1].received, bytes(2_000_000));
+}
+
+#[test]
+fn what_was_delivered_before_the_other_side_destroyed_the_stream_is_known_to_be() {
+    for length in [1_000, 300_000] {
+        let mut pair = Pair::with_options(1, Link::default(), &window(100_000));
+        pair.sides[0].to_write = bytes(length);
+        pair.sides[1].reads = false;
+        pair.sides[1].finishes = false;
+        // Before it acknowledges what has arrived, all of the first, the program lets go of the stream.
+        assert!(pair.run(SECOND, |pair| pair.sides[1].machine.available() >= 1_000));
+        assert!(!pair.sides[0].machine.is_flushed());
+        let now = pair.now;
+        pair.sides[1].machine.destroy(now);
+        assert!(pair.run(SECOND, |pair| pair.sides[0].machine.closed().is_some()));
+        assert_eq!(pair.sides[0].machine.closed(), Some(CloseReason::Reset));
+        assert_eq!(pair.sides[0].machine.is_flushed(), length == 1_000);
+    }
 }
 
 #[test]

@@ -54,6 +54,9 @@ impl Machine {
         }
         if seq >= self.incoming.next() {
             if packet.has(flags::DESTROY) {
+                // What it acknowledges was delivered: whoever waits for that must not hear of an error.
+                self.handle_ack(now, &packet, ack, seq);
+                self.close_if_ended(now);
                 self.close(now, CloseReason::Reset);
                 return;
             }
