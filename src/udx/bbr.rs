@@ -24,8 +24,9 @@ const CWND_GAIN: f64 = 1.35;
 /// The same on paths shorter than `LONG_PATH`, where acknowledgements wait for schedulers.
 const SHORT_CWND_GAIN: f64 = 2.0;
 const LONG_PATH: Duration = Duration::from_millis(5);
-/// Besides, on longer ones, so many times the square root of what the path holds, counted in packets. When all windows are in
-/// proportion to bandwidths that were measured with them, nothing changes the shares of a link.
+/// Besides, on longer ones, so many times the square root of what the path holds, counted in packets. When
+/// all windows are in proportion to bandwidths that were measured with them, nothing changes the shares of
+/// a link.
 const CWND_ROOT: f64 = 2.0;
 /// Bunched acknowledgements make the measured bandwidth a little too high, which would fill the queue. At
 /// 0.99 less stands there (a round trip of 20 ms becomes 22 and not 30), but 0.4 % of the link stay unused.
