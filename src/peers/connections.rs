@@ -417,6 +417,7 @@ impl Inner {
             Insertion::Closed => return connection.destroy(),
         }
         (self.attach)(&connection);
+        // Only now the other side hears of it, and ends the one that this replaced.
         connection.mux.start();
         let inner = Arc::clone(self);
         self.spawn(async move {

@@ -68,8 +68,8 @@ pub enum CloseReason {
 /// How a connection with channels starts.
 #[derive(Debug, Clone, Default)]
 pub struct MuxOptions {
-    /// Reads nothing before [`Protomux::start`], so that all handlers are in place before the remote's
-    /// first open is seen.
+    /// Neither reads nor sends anything before [`Protomux::start`]: all handlers are in place before the
+    /// remote's first open is seen, and the remote sees nothing of a connection that is not taken yet.
     pub paused: bool,
 }
 
@@ -135,7 +135,7 @@ impl Protomux {
         Self { handle: Arc::new(Handle(connection)) }
     }
 
-    /// Begins to read a connection that was made paused.
+    /// Begins to read and to write on a connection that was made paused.
     pub fn start(&self) {
         self.connection().started.cancel();
     }
@@ -421,6 +421,17 @@ mod tests {
         let _accepted = accept(&b, "test");
         b.start();
         soon(ours.opened()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_paused_connection_sends_nothing() {
+        let (stream, remote) = streams(64 * 1024).await;
+        let (_sender, mut receiver) = remote.split();
+        let mux = Protomux::new(stream, MuxOptions { paused: true });
+        let _ours = mux.open(named("test", b"1", b"")).unwrap();
+        assert!(timeout(Duration::from_millis(50), receiver.recv()).await.is_err());
+        mux.start();
+        soon(receiver.recv()).await.unwrap();
     }
 
     #[tokio::test]

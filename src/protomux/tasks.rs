@@ -86,11 +86,15 @@ async fn run_writer(mut sender: SecretSender, connection: Arc<Connection>) {
     }
 }
 
-/// Writes until the connection is closed, then what is left, then the end.
+/// Writes from the start until the connection is closed, then what is left, then the end.
 async fn write(
     sender: &mut SecretSender,
     connection: &Connection,
 ) -> Result<(), SecretStreamError> {
+    tokio::select! {
+        () = connection.started.cancelled() => {}
+        _ = connection.closed() => {}
+    }
     sender.flush().await?; // the header
     tokio::select! {
         biased;
