@@ -98,6 +98,16 @@ for (const host of ['127.0.0.1', '::1']) {
   })
 }
 
+test('over loopback our packets fill the buffer of npm, and no more', async (t) => {
+  const { ours, stream } = await connected(t)
+  ours.send({ do: 'send', bytes: MEGABYTES })
+  ours.send({ do: 'end' })
+  const theirs = await received(stream)
+  assert.deepEqual(theirs, { bytes: MEGABYTES, hash: (await ours.next('sent')).hash })
+  // Of 2,028 bytes, but for the first ones; Ethernet's would be 13,774.
+  assert.ok(stream.packetsReceived < 11_000, `${stream.packetsReceived} packets`)
+})
+
 test('our END is seen at once and npm may go on writing', async (t) => {
   const { ours, stream } = await connected(t)
   ours.send({ do: 'send', bytes: 5 })

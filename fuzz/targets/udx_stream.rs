@@ -13,6 +13,8 @@ use alex_p2p::udx::header::{Header, Packet, flags};
 use alex_p2p::udx::machine::Machine;
 
 const IDS: [u32; 2] = [7, 8];
+/// Above what any search goes to.
+const LINK_MTU: u16 = 9000;
 /// Packets under way; more are dropped.
 const MAX_ON_WIRE: usize = 256;
 /// A stream over a link that has become perfect has delivered everything, or is closed, after so long. A
@@ -96,9 +98,9 @@ pub fn run(data: &[u8]) {
         _ => Foe::Nobody,
     };
     let mut world = World { now, foe, sides: [side(0), side(1)], wire: VecDeque::new() };
-    world.sides[0].machine.connect(now, address(2), IDS[1]);
+    world.sides[0].machine.connect(now, address(2), IDS[1], LINK_MTU);
     if mode >> 6 == 0 {
-        world.sides[1].machine.connect(now, address(1), IDS[0]);
+        world.sides[1].machine.connect(now, address(1), IDS[0], LINK_MTU);
     }
     while let Some(step) = input.byte() {
         if world.step(step, &mut input).is_none() {
@@ -106,7 +108,7 @@ pub fn run(data: &[u8]) {
         }
         world.settle();
     }
-    world.sides[1].machine.connect(world.now, address(1), IDS[0]);
+    world.sides[1].machine.connect(world.now, address(1), IDS[0], LINK_MTU);
     world.finish(options.send_buffer > 0);
 }
 
@@ -148,7 +150,7 @@ impl World {
                 0 => machine.destroy(now),
                 1 => machine.detach(now),
                 2 => machine.abandon(now),
-                port => _ = machine.change_remote(now, address(port.into()), IDS[1 - index]),
+                port => _ = machine.change_remote(now, address(port.into()), IDS[1 - index], LINK_MTU),
             },
             _ => self.pass(Duration::from_secs(input.byte()?.into())),
         }

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use tokio::sync::{Notify, watch};
 
+use super::link::mtu_towards;
 use super::machine::{Machine, Transmit};
 use super::socket::{Inner, UdxSocket, canonical};
 use super::stream::{CloseReason, StreamOptions};
@@ -114,8 +115,10 @@ impl Shared {
     }
 
     pub(super) fn connect(self: &Arc<Self>, socket: &UdxSocket, id: u32, remote: SocketAddr) {
+        let remote = canonical(remote);
+        let link_mtu = mtu_towards(remote);
         let mut state = lock(&self.state);
-        if !state.machine.connect(Instant::now(), canonical(remote), id) {
+        if !state.machine.connect(Instant::now(), remote, id, link_mtu) {
             return;
         }
         state.socket = Some(socket.clone());
@@ -131,10 +134,12 @@ impl Shared {
     }
 
     pub(super) fn change_remote(&self, socket: &UdxSocket, id: u32, remote: SocketAddr) -> bool {
+        let remote = canonical(remote);
+        let link_mtu = mtu_towards(remote);
         let mut state = lock(&self.state);
         // A way that was given and has not answered is forgotten, with its socket.
         let keeps_previous = state.machine.is_on_previous();
-        if !state.machine.change_remote(Instant::now(), canonical(remote), id) {
+        if !state.machine.change_remote(Instant::now(), remote, id, link_mtu) {
             return false;
         }
         let newest = state.socket.replace(socket.clone());

@@ -12,6 +12,7 @@ mod bytequeue;
 mod driver;
 pub mod header;
 mod incoming;
+mod link;
 pub mod machine;
 mod mtu;
 mod outgoing;
@@ -26,6 +27,7 @@ mod stream;
 mod table;
 
 pub use budget::WindowBudget;
+pub use mtu::ETHERNET_MTU;
 pub use relay::{RelayLimit, RelayedStreams};
 pub use socket::{Datagram, DatagramReceiver, UdxSocket};
 pub use stream::{CloseReason, StreamHandle, StreamOptions, StreamStats, UdxStream};

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use alex_p2p::udx::{CloseReason, StreamOptions};
+use alex_p2p::udx::{CloseReason, ETHERNET_MTU, StreamOptions};
 
 use super::dice::Dice;
 use super::number;
@@ -30,18 +30,20 @@ const USUAL: Worst = Worst { loss: 0.05, duplicate: 0.02, reordering: 0.5 };
 const TERRIBLE: Worst = Worst { loss: 0.3, duplicate: 0.3, reordering: 1.0 };
 
 /// A link from the dice: some loss, duplicates and reordering, up to 100 ms delay, a slow or fast
-/// bottleneck, an MTU anywhere.
+/// bottleneck, an MTU anywhere; on some links the first hop takes jumbo frames.
 fn random_link(dice: &mut Dice, worst: Worst) -> Link {
     let delay = Duration::from_micros(50 + dice.below(100_000));
     let rate = 200_000.0 * (1.0 + dice.unit() * 500.0);
     let jitter = delay.mul_f64(dice.unit() * worst.reordering);
+    let is_jumbo = dice.percent(25);
     Link {
         delay,
         jitter: if dice.percent(50) { Duration::ZERO } else { jitter },
         loss: if dice.percent(33) { 0.0 } else { dice.unit() * worst.loss },
         duplicate: dice.unit() * worst.duplicate,
         bottleneck: dice.percent(50).then_some((rate, 30_000.0 + rate * 0.1)),
-        mtu: 1172 + dice.below(301) as usize,
+        mtu: 1172 + dice.below(if is_jumbo { 1000 } else { 301 }) as usize,
+        first_hop: if is_jumbo { 9000 } else { ETHERNET_MTU },
     }
 }
 

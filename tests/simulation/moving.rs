@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use alex_p2p::udx::ETHERNET_MTU;
 use alex_p2p::udx::header::{Header, flags};
 
 use super::pair::{IDS, Link, Pair, address};
@@ -181,7 +182,7 @@ fn the_way_before_is_used_until_the_new_one_answers() {
     pair.pass(2 * SECOND);
     let (nowhere, real) = (address(99, 9), pair.sides[1].addr);
     let now = pair.now;
-    assert!(pair.sides[0].machine.change_remote(now, nowhere, IDS[1]));
+    assert!(pair.sides[0].machine.change_remote(now, nowhere, IDS[1], ETHERNET_MTU));
     let before = pair.sides[1].received.len();
     pair.pass(2 * SECOND);
     assert!(pair.sides[1].received.len() > before + 1_500_000, "it stalled");
@@ -201,7 +202,12 @@ fn both_sides_move_without_a_pause_once_both_were_told() {
     for index in 0..2 {
         pair.sides[index].also_at = Some(pair.sides[index].addr);
         pair.sides[index].addr = new[index];
-        assert!(pair.sides[index].machine.change_remote(now, new[1 - index], IDS[1 - index]));
+        assert!(pair.sides[index].machine.change_remote(
+            now,
+            new[1 - index],
+            IDS[1 - index],
+            ETHERNET_MTU
+        ));
     }
     pair.pass(SECOND);
     for index in 0..2 {

@@ -8,9 +8,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use alex_p2p::udx::StreamOptions;
 use alex_p2p::udx::header::{Header, Packet, flags};
 use alex_p2p::udx::machine::Machine;
+use alex_p2p::udx::{ETHERNET_MTU, StreamOptions};
 
 use super::dice::Dice;
 
@@ -26,6 +26,8 @@ pub struct Link {
     pub bottleneck: Option<(f64, f64)>,
     /// The largest UDP payload.
     pub mtu: usize,
+    /// What the sides know of it: the IP packets that the first hop takes.
+    pub first_hop: u16,
 }
 
 impl Default for Link {
@@ -37,6 +39,7 @@ impl Default for Link {
             duplicate: 0.0,
             bottleneck: None,
             mtu: 1472,
+            first_hop: ETHERNET_MTU,
         }
     }
 }
@@ -85,6 +88,8 @@ pub struct Pair {
     wire: BinaryHeap<Reverse<OnWire>>,
     /// Packets that went on the wire.
     pub sent: u64,
+    /// Bytes of the largest packet that either side sent.
+    pub largest: usize,
     /// Packets dropped by loss or by a full queue.
     pub dropped: u64,
     /// Packets sent to an address at which nobody is.
@@ -131,6 +136,7 @@ impl Pair {
             free_at: Rc::new(Cell::new([start; 2])),
             wire: BinaryHeap::new(),
             sent: 0,
+            largest: 0,
             dropped: 0,
             astray: 0,
             most_held: 0,
@@ -139,7 +145,7 @@ impl Pair {
 
     pub fn connect(&mut self, index: usize) {
         let addr = self.sides[1 - index].addr;
-        self.sides[index].machine.connect(self.now, addr, self.ids[1 - index]);
+        self.sides[index].machine.connect(self.now, addr, self.ids[1 - index], self.link.first_hop);
     }
 
     /// Connected pairs whose packets go through one bottleneck, for [`Pair::run_together`].
@@ -219,6 +225,7 @@ impl Pair {
 
     fn put_on_wire(&mut self, index: usize, to: SocketAddr, packet: Vec<u8>) {
         let mut at = self.now;
+        self.largest = self.largest.max(packet.len());
         let side = &mut self.sides[index];
         let decoded = Packet::decode(&packet).unwrap();
         side.said = Some(decoded.header);

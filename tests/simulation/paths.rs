@@ -117,8 +117,12 @@ fn reordering_alone_causes_few_retransmissions() {
 
 #[test]
 fn the_largest_packets_the_path_takes_are_used() {
-    for (mtu, most) in [(1472, 760), (1300, 870), (1172, 1000)] {
-        let (_, pair) = transfer(Link { mtu, ..Link::default() }, 1_000_000);
-        assert!(pair.sent < most * 2, "{mtu}: {}", pair.sent);
+    let ethernet = [(1472, 760), (1300, 870), (1172, 1000)].map(|(mtu, most)| (1500, mtu, most));
+    // What npm's receiver has room for, and not more; and Ethernet behind the first hop.
+    let jumbo = [(8972, 540), (2048, 540), (1472, 770)].map(|(mtu, most)| (9000, mtu, most));
+    for (first_hop, mtu, most) in ethernet.into_iter().chain(jumbo) {
+        let (_, pair) = transfer(Link { mtu, first_hop, ..Link::default() }, 1_000_000);
+        assert!(pair.sent < most * 2, "{first_hop}, {mtu}: {}", pair.sent);
+        assert!(pair.largest <= 2048, "{first_hop}, {mtu}: {}", pair.largest);
     }
 }

@@ -24,7 +24,7 @@ use self::timers::Liveness;
 pub use self::transmit::Transmit;
 use super::bbr::Bbr;
 use super::incoming::Incoming;
-use super::mtu::MtuSearch;
+use super::mtu::{ETHERNET_MTU, MtuSearch};
 use super::outgoing::Outgoing;
 use super::pacer::Pacer;
 use super::rate::DeliveryRate;
@@ -116,7 +116,7 @@ impl Machine {
     /// A stream that is not connected, known to the other side as `id`.
     #[must_use]
     pub fn new(now: Instant, id: u32, options: &StreamOptions) -> Self {
-        let mtu = MtuSearch::new(true);
+        let mtu = MtuSearch::new(true, ETHERNET_MTU);
         Self {
             id,
             phase: Phase::Unconnected,
@@ -157,14 +157,15 @@ impl Machine {
     }
 
     /// Makes the other side known: what was written goes out, packets that came before are processed.
-    /// False when the stream was connected or closed before.
-    pub fn connect(&mut self, now: Instant, addr: SocketAddr, id: u32) -> bool {
+    /// The link to the first hop takes IP packets of `link_mtu` bytes. False when the stream was connected
+    /// or closed before.
+    pub fn connect(&mut self, now: Instant, addr: SocketAddr, id: u32, link_mtu: u16) -> bool {
         if self.phase != Phase::Unconnected {
             return false;
         }
         self.phase = Phase::Connected;
-        self.remote = Some(Remote { addr, id, generation: 0 });
-        self.mtu = MtuSearch::new(addr.is_ipv4());
+        self.remote = Some(Remote { addr, id, link_mtu, generation: 0 });
+        self.mtu = MtuSearch::new(addr.is_ipv4(), link_mtu);
         self.liveness = Liveness::new(now);
         // Whoever accepts a connection may have nothing to say, and the other side may wait for its first
         // packet to learn where it is.

@@ -37,6 +37,8 @@ const PREVIOUS: Duration = Duration::from_secs(10);
 pub(super) struct Remote {
     pub(super) addr: SocketAddr,
     pub(super) id: u32,
+    /// What the link to the first hop takes.
+    pub(super) link_mtu: u16,
     /// How often the program had changed the way when it gave this one: which socket it goes over.
     pub(super) generation: u32,
 }
@@ -76,14 +78,20 @@ pub(super) struct Move {
 
 impl Machine {
     /// Sends to `addr` from now on (libudx: `udx_stream_change_remote`), as soon as a packet came from
-    /// there; until then the way before is used. What is known of the path starts over. False when the
-    /// stream is not connected.
-    pub fn change_remote(&mut self, now: Instant, addr: SocketAddr, id: u32) -> bool {
+    /// there; until then the way before is used. What is known of the path starts over, with a link to the
+    /// first hop that takes IP packets of `link_mtu` bytes. False when the stream is not connected.
+    pub fn change_remote(
+        &mut self,
+        now: Instant,
+        addr: SocketAddr,
+        id: u32,
+        link_mtu: u16,
+    ) -> bool {
         let Some(before) = self.remote.filter(|_| self.phase == Phase::Connected) else {
             return false;
         };
         self.generation += 1;
-        let to = Remote { addr, id, generation: self.generation };
+        let to = Remote { addr, id, link_mtu, generation: self.generation };
         self.begin_move(now, to, Cause::Told);
         if before.addr == addr {
             // Nothing that comes from there could tell the ways apart.
@@ -162,7 +170,7 @@ impl Machine {
 
     /// What was known of the path says nothing of another.
     fn begin_path(&mut self, now: Instant, remote: Remote) {
-        self.mtu = MtuSearch::new(remote.addr.is_ipv4());
+        self.mtu = MtuSearch::new(remote.addr.is_ipv4(), remote.link_mtu);
         self.congestion = Bbr::new(now, self.mtu.packet_size() as u64, remote.id);
         self.rate = DeliveryRate::new(now);
         self.recovery.rtt = RttEstimate::default();
