@@ -52,26 +52,22 @@ impl Machine {
             self.ack_due = true;
             return;
         }
-        if seq >= self.incoming.next() {
-            if packet.has(flags::DESTROY) {
-                // What it acknowledges was delivered: whoever waits for that must not hear of an error.
-                self.handle_ack(now, &packet, ack, seq);
-                self.close_if_ended(now);
-                self.close(now, CloseReason::Reset);
-                return;
-            }
-            if packet.has(flags::DATA | flags::END) {
+        let is_new = seq >= self.incoming.next();
+        if packet.has(flags::DATA | flags::END) {
+            self.ack_due = true;
+            if is_new && !packet.has(flags::DESTROY) {
                 // A reader that has been told of the end gets no more.
                 let payload = if packet.has(flags::DATA) { packet.payload } else { &[] };
                 self.incoming.insert(seq, payload, packet.has(flags::END));
             }
         }
-        if packet.has(flags::DATA | flags::END) {
-            self.ack_due = true;
-        }
         self.fit_window(now);
         self.handle_ack(now, &packet, ack, seq);
         self.close_if_ended(now);
+        // Last: whoever waits for what it acknowledges must not hear of an error.
+        if is_new && packet.has(flags::DESTROY) {
+            self.close(now, CloseReason::Reset);
+        }
     }
 
     /// The full sequence number and acknowledgement of a packet; `None` when the other side cannot have
