@@ -32,6 +32,8 @@ const wanted = chosen.filter(({ id, group }) => {
   if (reason) note(`${id}: skipped, ${reason}`)
   return !reason
 })
+// What measurements left for the end of their group.
+const kept = []
 const values = new Map(wanted.map((row) => [row.id, { ours: [], js: [] }]))
 
 for (const group of new Set(wanted.map((row) => row.group))) {
@@ -43,6 +45,7 @@ for (const group of new Set(wanted.map((row) => row.group))) {
       for (const [id, value] of Object.entries(measured)) values.get(id)?.[kind].push(value)
     }
   }
+  await Promise.all(kept.splice(0).map(remove))
 }
 
 const results = wanted.map((row) => {
@@ -62,8 +65,13 @@ async function measure(group, kind) {
     return await group.measure(side)
   } finally {
     await side.end()
-    await rm(directory, { recursive: true, force: true, maxRetries: 5 })
+    if (group.keepsFiles) kept.push(directory)
+    else await remove(directory)
   }
+}
+
+function remove(directory) {
+  return rm(directory, { recursive: true, force: true, maxRetries: 5 })
 }
 
 function readArguments(words) {

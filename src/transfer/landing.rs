@@ -87,6 +87,10 @@ pub(super) fn clear(part: &Path, path: &Path) -> io::Result<()> {
 
 /// Deletes a file if it is there.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
+    // Nearly always it is not, and deleting would wait for whoever changes the folder.
+    if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        return Ok(());
+    }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
