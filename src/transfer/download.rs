@@ -136,13 +136,14 @@ impl Engine {
         if let Some(path) = &record.path
             && is_book(path, &book).await?
         {
-            return self.landed(live, &part, path.clone()).await;
+            landing::clear(&part, path)?;
+            return self.landed(live, path.clone()).await;
         }
         let small = lock(&live.whole).take();
         if let Some(small) = small {
             self.tell_whole(live, record);
             return match self.land(live, record, small).await? {
-                Some(path) => self.landed(live, &part, path).await,
+                Some(path) => self.landed(live, path).await,
                 None => Ok(()),
             };
         }
@@ -172,7 +173,7 @@ impl Engine {
             match blocking(move || landing::place(&from, &to)).await {
                 Ok(()) => {
                     drop(record);
-                    return self.landed(live, &part, path).await;
+                    return self.landed(live, path).await;
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error.into()),
@@ -180,13 +181,7 @@ impl Engine {
         }
     }
 
-    async fn landed(
-        self: &Arc<Self>,
-        live: &Arc<Live>,
-        part: &Path,
-        path: std::path::PathBuf,
-    ) -> Result<()> {
-        landing::clear(part, &path)?;
+    async fn landed(self: &Arc<Self>, live: &Arc<Live>, path: std::path::PathBuf) -> Result<()> {
         let total = live.record.lock().await.total();
         self.incoming_step(live, Incoming::Landed, |record| {
             record.path = Some(path);
@@ -210,7 +205,7 @@ impl Engine {
 
     async fn forget_part(&self, record: &Record) {
         if let Some(path) = &record.path
-            && let Err(error) = landing::clear(&self.parts.path(&record.id), path)
+            && let Err(error) = landing::remove_copy(&self.parts.path(&record.id), path)
         {
             tracing::warn!(%error, "what is left of moving a book was not deleted");
         }

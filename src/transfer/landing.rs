@@ -43,10 +43,7 @@ pub(super) fn free_path(
     taken: &HashSet<PathBuf>,
 ) -> io::Result<PathBuf> {
     fs::create_dir_all(folder)?;
-    let is_free = |path: &PathBuf| {
-        !taken.contains(path)
-            && fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
-    };
+    let is_free = |path: &PathBuf| !taken.contains(path) && is_absent(path);
     (1..=MAX_NAMES)
         .map(|n| folder.join(filename::numbered(name, n)))
         .find(is_free)
@@ -82,19 +79,29 @@ pub(super) fn move_to(part: &Path, path: &Path) -> io::Result<()> {
 /// `path` on another file system.
 pub(super) fn clear(part: &Path, path: &Path) -> io::Result<()> {
     remove(part)?;
+    remove_copy(part, path)
+}
+
+/// Deletes the copy beside `path` that a crash can leave of moving `part` there.
+pub(super) fn remove_copy(part: &Path, path: &Path) -> io::Result<()> {
     remove(&near_path(part, path))
 }
 
 /// Deletes a file if it is there.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
     // Nearly always it is not, and deleting would wait for whoever changes the folder.
-    if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+    if is_absent(path) {
         return Ok(());
     }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Whether nothing has this name, not even a link to nowhere.
+fn is_absent(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// A hidden file beside `path`, named after the transfer.
