@@ -38,14 +38,11 @@ const values = new Map(wanted.map((row) => [row.id, { ours: [], js: [] }]))
 
 for (const group of new Set(wanted.map((row) => row.group))) {
   const count = group.once ? 1 : Math.max(runs, group.runs ?? 0)
-  for (let run = 0; run < count; run++) {
-    for (const kind of group.oursOnly ? ['ours'] : run % 2 === 0 ? ['ours', 'js'] : ['js', 'ours']) {
-      note(`${group.rows.map((row) => row.id).join(', ')}: run ${run + 1} of ${count}, ${kind}`)
-      const measured = await measure(group, kind)
-      for (const [id, value] of Object.entries(measured)) values.get(id)?.[kind].push(value)
-    }
+  try {
+    await measureAll(group, count)
+  } finally {
+    await Promise.all(kept.splice(0).map(remove))
   }
-  await Promise.all(kept.splice(0).map(remove))
 }
 
 const results = wanted.map((row) => {
@@ -57,6 +54,17 @@ const results = wanted.map((row) => {
 })
 if (json) for (const result of results) console.log(JSON.stringify(result))
 else printTable(results)
+
+/** Both sides, `count` times, alternating; fills `values`. */
+async function measureAll(group, count) {
+  for (let run = 0; run < count; run++) {
+    for (const kind of group.oursOnly ? ['ours'] : run % 2 === 0 ? ['ours', 'js'] : ['js', 'ours']) {
+      note(`${group.rows.map((row) => row.id).join(', ')}: run ${run + 1} of ${count}, ${kind}`)
+      const measured = await measure(group, kind)
+      for (const [id, value] of Object.entries(measured)) values.get(id)?.[kind].push(value)
+    }
+  }
+}
 
 async function measure(group, kind) {
   const directory = await mkdtemp(join(tmpdir(), 'alex-p2p-bench-'))
