@@ -136,19 +136,20 @@ impl Program {
             }),
             on_hello: Arc::new(move |peer, hello| {
                 let catalog = hearing.clone();
-                let learning = tokio::spawn(async move {
-                    match hello.feed_key {
-                        Some(key) => catalog.set_feed(peer, key).await,
-                        None => Ok(()),
+                tokio::spawn(async move {
+                    if let Some(key) = hello.feed_key
+                        && let Err(error) = catalog.set_feed(peer, key).await
+                    {
+                        eprintln!("a feed is not followed: {error}");
                     }
                 });
-                Box::pin(async move { learning.await.unwrap_or(Ok(())) })
             }),
             books_dir: folder.join("books"),
             data_dir: folder,
             limits: TransferLimits::default(),
         })
         .await?;
+        catalog.on_change(transfers.readers());
         Ok(Self { keys, rules, replicator, catalog, transfers })
     }
 

@@ -37,7 +37,9 @@ mod verify;
 mod view;
 mod walk;
 
-use std::sync::{Arc, Weak};
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -62,12 +64,14 @@ use crate::events::{EventKind, Events};
 use crate::hypercore::Storage;
 use crate::hypercore::replicator::{self, Replicator};
 use crate::store::{Database, StoreError};
-use crate::transfer::{BookSource, Description, Library, Provider};
+use crate::transfer::{BookReaders, BookSource, Description, Library, Provider};
 
 use feeds::PeerFeeds;
 use halt::Halt;
 use own::OwnFeed;
 
+/// How often readers are asked again while the disk fails.
+const RECONSIDER: Duration = Duration::from_secs(2);
 /// How often peers' lengths are compared while a restored feed waits for them.
 const COMPARE: Duration = Duration::from_millis(500);
 /// How long peers that say they have more of it may take to prove anything of that.
@@ -101,6 +105,10 @@ struct Inner {
     own: OwnFeed,
     peers: PeerFeeds,
     moves: moves::Moves,
+    /// Who reads the own books.
+    readers: OnceLock<Arc<dyn BookReaders>>,
+    /// Counts the changes of the own catalog.
+    changes: AtomicU64,
     cancel: CancellationToken,
 }
 
@@ -147,7 +155,8 @@ impl Catalog {
             }
         }
         let moves = moves::Moves::default();
-        let inner = Arc::new(Inner { options, own, peers, moves, cancel });
+        let (readers, changes) = (OnceLock::new(), AtomicU64::new(1));
+        let inner = Arc::new(Inner { options, own, peers, moves, readers, changes, cancel });
         crate::tasks::spawn(watch_for_copies(Arc::downgrade(&inner)));
         crate::tasks::spawn(confirm(Arc::downgrade(&inner)));
         crate::tasks::spawn(mend::mend(Arc::downgrade(&inner)));
@@ -222,24 +231,62 @@ impl Catalog {
     /// Fails with `ERR_INVALID_ARGUMENT` when a book breaks a limit; then nothing was published.
     /// Cancelled, it publishes all or nothing.
     pub async fn publish(&self, books: Vec<Book>) -> Result<Changes> {
-        Ok(self.inner.own.publish(books).await?)
+        let ids = books.iter().map(|book| book.entry.id.clone()).collect();
+        self.change(Some(ids), None, |inner| async move { inner.own.publish(books).await }).await
     }
 
     /// Removes books from the catalog. Ids that are not there are ignored.
+    ///
+    /// Nobody reads them from the moment of the call on.
     pub async fn unpublish(&self, ids: Vec<String>) -> Result<Changes> {
-        Ok(self.inner.own.unpublish(ids).await?)
+        let withheld = self.inner.readers.get().map(|readers| Withheld::new(readers, &ids));
+        let work = |inner: Arc<Inner>, ids| async move { inner.own.unpublish(ids).await };
+        self.change(Some(ids.clone()), withheld, |inner| work(inner, ids)).await
     }
 
     /// Makes the catalog exactly these books: what is new or changed is added, what is missing is
     /// removed, what is the same is left alone.
     pub async fn sync(&self, books: Vec<Book>) -> Result<Changes> {
-        Ok(self.inner.own.sync(books).await?)
+        self.change(None, None, |inner| async move { inner.own.sync(books).await }).await
+    }
+
+    /// Changes the own catalog, and has whoever reads these books, or any, asked whether they still may. Once
+    /// begun, it comes to its end also when the caller goes.
+    async fn change<F>(
+        &self,
+        ids: Option<Vec<String>>,
+        withheld: Option<Withheld>,
+        work: impl FnOnce(Arc<Inner>) -> F,
+    ) -> Result<Changes>
+    where
+        F: Future<Output = Result<Changes, CatalogError>> + Send + 'static,
+    {
+        let (inner, work) = (Arc::clone(&self.inner), work(Arc::clone(&self.inner)));
+        let changing = crate::tasks::spawn(async move {
+            let changes = work.await;
+            // Also after a failure, of which some may have been written.
+            inner.changes.fetch_add(1, Ordering::AcqRel);
+            if let Some(readers) = inner.readers.get()
+                && !readers.reconsider(ids.clone()).await
+            {
+                crate::tasks::spawn(reconsider_later(inner, ids, withheld));
+            }
+            changes
+        });
+        Ok(changing.await.map_err(|_| CatalogError::Closed)??)
+    }
+
+    /// Says who reads the own books: they hear when a book is withdrawn or replaced.
+    pub fn on_change(&self, readers: Arc<dyn BookReaders>) {
+        // Once, when the node opens.
+        let _ = self.inner.readers.set(readers);
     }
 
     /// Who is asked for books that were published on demand and whose provider was not registered
     /// since this node started.
     pub fn set_provider(&self, provider: Option<Provider>) {
         self.inner.own.providers.set_fallback(provider);
+        self.inner.changes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Lists this node's own catalog.
@@ -481,8 +528,45 @@ impl Library for Catalog {
         Ok(Some((describe(book), source)))
     }
 
+    fn changes(&self) -> u64 {
+        self.inner.changes.load(Ordering::Acquire)
+    }
+
     fn of(&self, peer: &PublicKey, book_id: &str) -> Result<Option<Description>> {
         Ok(self.view(*peer).get(book_id)?.map(describe))
+    }
+}
+
+/// Books that nobody may read until this is dropped.
+struct Withheld {
+    readers: Arc<dyn BookReaders>,
+    ids: Vec<String>,
+}
+
+impl Withheld {
+    fn new(readers: &Arc<dyn BookReaders>, ids: &[String]) -> Self {
+        readers.withhold(ids);
+        Self { readers: Arc::clone(readers), ids: ids.to_vec() }
+    }
+}
+
+impl Drop for Withheld {
+    fn drop(&mut self) {
+        self.readers.restore(&self.ids);
+    }
+}
+
+/// Has readers asked again whom the disk kept from being asked. What was withheld stays so meanwhile.
+async fn reconsider_later(
+    inner: Arc<Inner>,
+    ids: Option<Vec<String>>,
+    _withheld: Option<Withheld>,
+) {
+    while inner.cancel.run_until_cancelled(tokio::time::sleep(RECONSIDER)).await.is_some() {
+        let Some(readers) = inner.readers.get() else { return };
+        if readers.reconsider(ids.clone()).await {
+            return;
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 mod advice;
 mod backup;
+mod decisions;
+mod learning;
 mod network;
 mod options;
 mod status;
@@ -19,6 +21,8 @@ pub use backup::{Backup, BackupOptions, Restored};
 pub use options::{Limits, NodeOptions, RelaySettings};
 pub use status::{Layer, Status};
 
+use decisions::Decisions;
+use learning::Learner;
 use network::{Network, Online, Place};
 
 use crate::catalog::{Catalog, CatalogOptions};
@@ -34,7 +38,7 @@ use crate::peers::{Connections, Peers, check_nickname};
 use crate::store::{CoreStore, Database};
 use crate::tasks::Spawn;
 use crate::transfer::message::{Hello, VERSION};
-use crate::transfer::{OnHello, PeerRules, Policy, TransferOptions, Transfers};
+use crate::transfer::{PeerRules, Policy, TransferOptions, Transfers};
 
 /// One running endpoint over one data directory. Clones share it.
 ///
@@ -105,6 +109,8 @@ impl Node {
         })
         .await?;
         let tasks = Tasks::default();
+        let learner = Learner::new(&peers, &catalog, &events, &tasks.tracker, &tasks.cancel);
+        let learner = Arc::new(learner);
         let hello = {
             let catalog = catalog.clone();
             move || Hello {
@@ -125,10 +131,14 @@ impl Node {
             books_dir: options.books_dir.clone().unwrap_or_else(|| options.data_dir.join("books")),
             limits: options.limits.into(),
             hello: Arc::new(hello),
-            on_hello: tasks.on_hello(&peers, &catalog),
+            on_hello: Arc::new(move |peer, hello| learner.hear(peer, hello)),
         })
         .await?;
-        tasks.let_go(&peers, &catalog, &transfers, &events);
+        peers.on_decision(Arc::new(Decisions {
+            catalog: catalog.clone(),
+            transfers: transfers.clone(),
+        }));
+        catalog.on_change(transfers.readers());
         let place = Place::open(Network {
             options: dht_options,
             discovery: options.discovery,
@@ -318,61 +328,11 @@ impl Inner {
 }
 
 impl Tasks {
-    /// What to do when a peer says who it is: remember its name, follow its feed.
-    fn on_hello(&self, peers: &Peers, catalog: &Catalog) -> OnHello {
-        let (peers, catalog) = (peers.clone(), catalog.clone());
-        let (tracker, cancel) = (self.tracker.clone(), self.cancel.clone());
-        Arc::new(move |peer, hello| {
-            let (peers, catalog, cancel) = (peers.clone(), catalog.clone(), cancel.clone());
-            let learning = tracker.spawn(crate::tasks::task(async move {
-                cancel.run_until_cancelled(learn(&peers, &catalog, peer, hello)).await
-            }));
-            // It ends early only when the node closes.
-            Box::pin(async move { learning.await.ok().flatten().unwrap_or(Ok(())) })
-        })
-    }
-
-    /// Ends the transfers with every peer that is removed or blocked, and drops a removed one's catalog.
-    fn let_go(&self, peers: &Peers, catalog: &Catalog, transfers: &Transfers, events: &Events) {
-        let (peers, catalog, transfers) = (peers.clone(), catalog.clone(), transfers.clone());
-        let mut changes = events.subscribe(None);
-        let cancel = self.cancel.clone();
-        self.tracker.spawn_task(async move {
-            while let Some(Some(event)) = cancel.run_until_cancelled(changes.next()).await {
-                let EventKind::PeerChanged { peer, .. } = event.kind else { continue };
-                let Some(key) = PublicKey::from_z32(&peer) else { continue };
-                if peers.is_approved(&key) {
-                    continue;
-                }
-                let mut outcome = transfers.cancel_all_with(&key).await;
-                if peers.get(&key).is_none() {
-                    outcome = outcome.and(catalog.forget(key).await);
-                }
-                if let Err(error) = outcome {
-                    tracing::warn!(peer = key.short(), %error, "a peer was not let go entirely");
-                }
-            }
-        });
-    }
-
     async fn close(&self) {
         self.cancel.cancel();
         self.tracker.close();
         self.tracker.wait().await;
     }
-}
-
-async fn learn(peers: &Peers, catalog: &Catalog, peer: PublicKey, hello: Hello) -> Result<()> {
-    let learned = peers.learn(&peer, hello.nickname.as_deref(), hello.feed_key).await;
-    let followed = match (&learned, hello.feed_key) {
-        (Ok(()), Some(feed_key)) => catalog.set_feed(peer, feed_key).await,
-        _ => Ok(()),
-    };
-    let outcome = learned.and(followed);
-    if let Err(error) = &outcome {
-        tracing::warn!(peer = peer.short(), %error, "what a peer says of itself was not taken over");
-    }
-    outcome
 }
 
 /// What transfers ask about peers.

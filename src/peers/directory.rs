@@ -1,19 +1,18 @@
 //! Who may connect: the peers, the knocks, and what is known of each.
 //!
 //! The tables are read once and kept in memory, so that the DHT's firewall gets its answer without
-//! waiting. What a person decides is on disk before the call returns; presence and knocks are written
-//! shortly after.
+//! waiting. What a person decides is on disk before the call returns (`decision.rs`); presence, knocks and what
+//! peers say of themselves are written shortly after.
 
 use std::collections::{HashMap, HashSet};
-use std::future::Future;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::sync::{Notify, watch};
 
 use super::addresses::{Addresses, OnAddress, check_address};
+use super::decision::Consequences;
 use super::discovered::DiscoveredList;
 use super::knocks::Knocks;
-use super::lookup::shown;
 use super::presence::{Live, save_when_needed};
 use super::record::{
     AddOptions, Peer, PeerProblem, PeerStatus, PeerUpdate, check_nickname, clean_name,
@@ -22,13 +21,10 @@ use super::table::{self, Stored};
 use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
 use crate::events::{EventKind, Events, PeerChange};
-use crate::identity::{KeyError, parse_key};
+use crate::identity::parse_key;
 use crate::store::{Database, StoreError};
 use crate::sync::lock;
 use crate::time::now_ms;
-
-/// How many peers there may be, blocked ones included.
-const LIMIT: usize = 10_000;
 
 /// The peers of a node; clones share them.
 #[derive(Clone)]
@@ -41,8 +37,8 @@ pub(super) struct Inner {
     pub(super) database: Database,
     pub(super) events: Events,
     pub(super) state: Mutex<State>,
-    /// Decisions of people happen one after the other.
-    deciding: tokio::sync::Mutex<()>,
+    /// What decisions entail in other layers.
+    pub(super) consequences: OnceLock<Arc<dyn Consequences>>,
     /// Counts changes of who is approved.
     pub(super) approvals: watch::Sender<u64>,
     /// There are rows to write.
@@ -57,6 +53,8 @@ pub(super) struct State {
     pub(super) discovered: DiscoveredList,
     /// Peers whose presence changed since it was written.
     pub(super) unsaved: HashSet<PublicKey>,
+    /// Peers about whom a decision is in force that the disk has refused.
+    pub(super) owed: HashSet<PublicKey>,
     pub(super) closed: bool,
 }
 
@@ -109,7 +107,7 @@ impl Peers {
             database: database.clone(),
             events: events.clone(),
             state: Mutex::new(state),
-            deciding: tokio::sync::Mutex::new(()),
+            consequences: OnceLock::new(),
             approvals: watch::Sender::new(0),
             unsaved: Arc::clone(&unsaved),
             on_address: Mutex::default(),
@@ -206,143 +204,37 @@ impl Peers {
         .await
     }
 
-    /// Forgets a key, approved, blocked or knocking; its connection is closed. Whether it was known.
+    /// Remembers what a connected peer says of itself, in memory at once and on disk soon. The name is cleaned and
+    /// cut. Whether anything is new.
     ///
     /// # Errors
     ///
-    /// When the database fails.
-    pub async fn remove(&self, key: &PublicKey) -> Result<bool> {
-        let (peers, key) = (self.clone(), *key);
-        uncancelled(async move {
-            let _deciding = peers.inner.deciding.lock().await;
-            peers
-                .inner
-                .database
-                .write::<_, StoreError, _>(move |transaction| {
-                    table::delete(transaction, &key)?;
-                    table::put_knock(transaction, &key, None)
-                })
-                .await?;
-            let (was_peer, knocked) = {
-                let mut state = lock(&peers.inner.state);
-                (state.peers.remove(&key).is_some(), state.knocks.remove(&key))
-            };
-            if was_peer || knocked {
-                peers.changed(&key, PeerChange::Removed);
-            }
-            Ok(was_peer || knocked)
-        })
-        .await
-    }
-
-    /// Remembers what a connected peer says of itself. The name is cleaned and cut.
-    ///
-    /// # Errors
-    ///
-    /// `ERR_NOT_FOUND` for a key that is no peer any more.
-    pub async fn learn(
+    /// `ERR_NOT_FOUND` for a key that is not an approved peer.
+    pub fn learn(
         &self,
         key: &PublicKey,
         name: Option<&str>,
         feed_key: Option<[u8; 32]>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let name = name.and_then(clean_name);
         {
-            let state = lock(&self.inner.state);
-            let stored = &state.peers.get(key).ok_or_else(not_found)?.stored;
-            if stored.name == name && (feed_key.is_none() || stored.feed_key == feed_key) {
-                return Ok(());
+            let mut state = lock(&self.inner.state);
+            let State { peers, unsaved, .. } = &mut *state;
+            let entry = peers.get_mut(key).ok_or_else(not_found)?;
+            if entry.stored.status != PeerStatus::Approved {
+                return Err(not_found());
             }
+            let feed_key = feed_key.or(entry.stored.feed_key);
+            if entry.stored.name == name && entry.stored.feed_key == feed_key {
+                return Ok(false);
+            }
+            (entry.stored.name, entry.stored.feed_key) = (name, feed_key);
+            unsaved.insert(*key);
         }
-        self.decide(*key, PeerChange::Updated, move |found| {
-            let mut peer = found.ok_or_else(not_found)?;
-            peer.name = name;
-            peer.feed_key = feed_key.or(peer.feed_key);
-            Ok(peer)
-        })
-        .await
-        .map(drop)
-    }
-
-    /// One decision: reads the peer, lets `change` make its new row, writes that, tells everybody.
-    async fn decide(
-        &self,
-        key: PublicKey,
-        change: PeerChange,
-        make: impl FnOnce(Option<Stored>) -> Result<Stored> + Send + 'static,
-    ) -> Result<Peer> {
-        if key == self.inner.own {
-            return Err(KeyError::Own.into());
-        }
-        let peers = self.clone();
-        uncancelled(async move {
-            let inner = &peers.inner;
-            let _deciding = inner.deciding.lock().await;
-            if lock(&inner.state).closed {
-                return Err(Error::closed());
-            }
-            let (before, count) = {
-                let state = lock(&inner.state);
-                (state.peers.get(&key).map(|entry| entry.stored.clone()), state.peers.len())
-            };
-            if before.is_none() && count >= LIMIT {
-                let message = format!("there are {LIMIT} peers already: remove some first");
-                return Err(Error::new(ErrorCode::LimitExceeded, message));
-            }
-            let after = make(before.clone())?;
-            let row = after.clone();
-            inner
-                .database
-                .write::<_, StoreError, _>(move |transaction| {
-                    table::put(transaction, &key, &row)?;
-                    table::put_knock(transaction, &key, None)
-                })
-                .await?;
-            let peer = {
-                let mut state = lock(&inner.state);
-                state.knocks.remove(&key);
-                let discovered = state.discovered.remove(&key);
-                let entry = state.peers.entry(key).or_insert_with(|| Entry::new(after.clone()));
-                if let Some((source, addresses)) = discovered {
-                    entry.addresses.note(source, &addresses, now_ms());
-                }
-                let last_seen_at = entry.stored.last_seen_at.max(after.last_seen_at);
-                entry.stored = Stored { last_seen_at, ..after.clone() };
-                if entry.stored.status != PeerStatus::Approved {
-                    entry.problem = None;
-                }
-                shown(&key, entry)
-            };
-            let given = after.address.is_some();
-            if given && before.as_ref().is_none_or(|before| before.address != after.address) {
-                inner.wake(&key);
-            }
-            if before.as_ref() != Some(&after) {
-                let same_status = before.is_some_and(|before| before.status == after.status);
-                peers.changed(&key, if same_status { PeerChange::Updated } else { change });
-            }
-            Ok(peer)
-        })
-        .await
-    }
-
-    fn changed(&self, key: &PublicKey, change: PeerChange) {
-        tracing::info!(peer = key.short(), ?change, "the list of peers changed");
-        if change != PeerChange::Updated {
-            self.inner.approvals.send_modify(|count| *count += 1);
-        }
-        self.inner.events.emit(EventKind::PeerChanged { peer: key.to_z32(), change });
-    }
-}
-
-/// Runs work to its end also when the caller goes: memory and table stay the same.
-async fn uncancelled<T: Send + 'static>(
-    work: impl Future<Output = Result<T>> + Send + 'static,
-) -> Result<T> {
-    match crate::tasks::spawn(work).await {
-        Ok(outcome) => outcome,
-        Err(error) if error.is_cancelled() => Err(Error::closed()),
-        Err(error) => Err(Error::new(ErrorCode::Internal, format!("a decision failed: {error}"))),
+        self.inner.unsaved.notify_one();
+        let (peer, change) = (key.to_z32(), PeerChange::Updated);
+        self.inner.events.emit(EventKind::PeerChanged { peer, change });
+        Ok(true)
     }
 }
 
@@ -423,7 +315,8 @@ pub(super) mod tests {
         assert!(setup.peers.is_approved(&key(1)));
         let policy = PeerUpdate { policy: Some(Some(Policy::AutoAccept)), ..PeerUpdate::default() };
         setup.peers.update(&key(1), policy).await.unwrap();
-        setup.peers.learn(&key(1), Some("anna's books"), Some([7; 32])).await.unwrap();
+        setup.peers.learn(&key(1), Some("anna's books"), Some([7; 32])).unwrap();
+        setup.peers.close().await;
 
         let again = Peers::open(&setup.database, key(0), &setup.events).await.unwrap();
         let peer = again.get(&key(1)).unwrap();

@@ -8,6 +8,7 @@ mod addresses;
 mod arbitration;
 mod backoff;
 mod connections;
+mod decision;
 mod dial;
 mod dialer;
 mod directory;
@@ -24,6 +25,7 @@ mod tend;
 
 pub use addresses::{AddressSource, PeerAddress};
 pub use connections::{Attach, Connections};
+pub use decision::{Consequences, Standing};
 pub use directory::Peers;
 pub(crate) use on_link::is_on_link;
 pub use record::{

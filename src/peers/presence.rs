@@ -24,6 +24,9 @@ const SEEN_INTERVAL: Duration = Duration::from_secs(60);
 /// The shortest time between two writes of presence and knocks.
 const WRITE_INTERVAL: Duration = Duration::from_millis(100);
 
+/// How long a decision that the disk refused waits before it is written again.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// What a connection says of itself each time a person looks.
 pub(super) type Live = Arc<dyn Fn() -> ConnectionInfo + Send + Sync>;
 
@@ -135,8 +138,8 @@ impl Peers {
 
 impl Inner {
     /// Writes presence and knocks that changed.
-    async fn save(&self) -> Result<(), StoreError> {
-        let (knocks, presence) = {
+    async fn save(self: &Arc<Self>) -> Result<(), StoreError> {
+        let (knocks, presence, owed) = {
             let mut state = lock(&self.state);
             let unsaved = std::mem::take(&mut state.unsaved);
             let rows: Vec<_> = unsaved
@@ -144,28 +147,37 @@ impl Inner {
                 .filter_map(|key| {
                     let entry = state.peers.get_mut(&key)?;
                     let addresses = entry.addresses.take_unsaved();
-                    Some((key, entry.live.is_some(), entry.stored.last_seen_at, addresses))
+                    let is_online = entry.live.is_some();
+                    Some((key, is_online, entry.stored.clone(), addresses))
                 })
                 .collect();
-            (state.knocks.take_dirty(), rows)
+            (state.knocks.take_dirty(), rows, std::mem::take(&mut state.owed))
         };
-        if knocks.is_empty() && presence.is_empty() {
+        if knocks.is_empty() && presence.is_empty() && owed.is_empty() {
             return Ok(());
         }
-        self.database
-            .write_with(Durability::Process, move |transaction| {
+        let (inner, owing) = (Arc::clone(self), owed.clone());
+        let survives = if owed.is_empty() { Durability::Process } else { Durability::Power };
+        let written = self
+            .database
+            .write_with(survives, move |transaction| {
+                owing.iter().try_for_each(|key| inner.write_standing(transaction, key))?;
                 for (key, entry) in &knocks {
                     table::put_knock(transaction, key, entry.as_ref())?;
                 }
-                for (key, is_online, last_seen_at, addresses) in &presence {
-                    table::put_presence(transaction, key, *is_online, *last_seen_at)?;
+                for (key, is_online, stored, addresses) in &presence {
+                    table::put_presence(transaction, key, *is_online, stored)?;
                     if let Some(addresses) = addresses {
                         table::put_addresses(transaction, key, addresses)?;
                     }
                 }
                 Ok(())
             })
-            .await
+            .await;
+        if written.is_err() {
+            lock(&self.state).owed.extend(owed);
+        }
+        written
     }
 
     fn touch_online(&self) {
@@ -189,17 +201,24 @@ pub(super) async fn save_when_needed(inner: Weak<Inner>, unsaved: Arc<Notify>) {
         if idle {
             inner.touch_online();
         }
+        let mut pause = WRITE_INTERVAL;
         if let Err(error) = inner.save().await {
             tracing::warn!(%error, "presence and knocks could not be written");
+            if !lock(&inner.state).owed.is_empty() {
+                unsaved.notify_one();
+                pause = RETRY;
+            }
         }
         drop(inner);
-        tokio::time::sleep(WRITE_INTERVAL).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::directory::new_peer;
     use super::super::directory::tests::{address, key, kinds, setup};
+    use super::super::table::Stored;
     use super::*;
     use crate::events::EventKind;
     use crate::hyperdht::PathKind;
@@ -289,7 +308,9 @@ mod tests {
     async fn nobody_is_online_after_a_crash() {
         let setup = setup().await;
         setup.peers.approve(&key(1)).await.unwrap();
-        let online = |t: &rusqlite::Transaction<'_>| table::put_presence(t, &key(1), true, Some(5));
+        let stored = Stored { last_seen_at: Some(5), ..new_peer(PeerStatus::Approved) };
+        let online =
+            move |t: &rusqlite::Transaction<'_>| table::put_presence(t, &key(1), true, &stored);
         setup.database.write::<_, StoreError, _>(online).await.unwrap();
         let again = Peers::open(&setup.database, key(0), &setup.events).await.unwrap();
         assert!(!again.get(&key(1)).unwrap().is_online);

@@ -103,16 +103,25 @@ pub(super) fn addresses(
     Ok(addresses)
 }
 
-/// Writes whether a peer is connected, and when it last was.
+/// Writes whether a peer is connected, when it last was, and what it says of itself.
 pub(super) fn put_presence(
     transaction: &Transaction<'_>,
     key: &PublicKey,
     is_online: bool,
-    last_seen_at: Option<u64>,
+    stored: &Stored,
 ) -> Result<(), StoreError> {
     transaction
-        .prepare_cached("UPDATE peers SET is_online = ?2, last_seen_at = ?3 WHERE public_key = ?1")?
-        .execute(params![key.to_z32(), is_online, last_seen_at.map(millis)])?;
+        .prepare_cached(
+            "UPDATE peers SET is_online = ?2, last_seen_at = ?3, name = ?4, feed_key = ?5 \
+             WHERE public_key = ?1",
+        )?
+        .execute(params![
+            key.to_z32(),
+            is_online,
+            stored.last_seen_at.map(millis),
+            stored.name,
+            stored.feed_key,
+        ])?;
     Ok(())
 }
 

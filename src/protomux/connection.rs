@@ -9,13 +9,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::channel::{Channel, Message, Shared};
-use super::limits::{MAX_CONTROL, MAX_HANDSHAKE, MAX_ID, MAX_PENDING, MAX_PROTOCOL, MAX_STRAYS};
+use super::limits::{
+    MAX_CONTROL, MAX_HANDSHAKE, MAX_ID, MAX_PENDING, MAX_PROTOCOL, MAX_STRAYS, OPEN_BURST,
+    OPENS_A_SECOND,
+};
 use super::outbox::{Frame, Outbox, Room};
 use super::pending::Name;
 use super::table::{RemoteClosed, RemoteOpened, Table, Target};
 use super::wire::{self, Item};
 use super::{ChannelOptions, CloseReason, MuxError, OpenHandler, RemoteOpen};
 use crate::crypto::PublicKey;
+use crate::rate_limit::RateLimit;
 use crate::sync::lock;
 
 /// Keeps a connection open: the last handle to go closes it.
@@ -33,6 +37,8 @@ struct State {
     outbox: Outbox,
     handlers: HashMap<String, OpenHandler>,
     strays: u32,
+    /// How often the remote opens channels.
+    opens: RateLimit,
 }
 
 impl State {
@@ -77,6 +83,7 @@ impl Connection {
             outbox: Outbox::default(),
             handlers: HashMap::new(),
             strays: 0,
+            opens: RateLimit::new(OPENS_A_SECOND, OPEN_BURST),
         };
         Self {
             remote_public_key,
@@ -311,6 +318,9 @@ impl Connection {
         let mut state = lock(&self.state);
         if self.closed.borrow().is_some() {
             return Ok(());
+        }
+        if !state.opens.allow() {
+            return Err("opens channels too often".to_owned());
         }
         match state.table.remote_open(remote, &name, handshake.clone(), Instant::now())? {
             RemoteOpened::Paired(channel) => channel.set_open(handshake, Vec::new()),

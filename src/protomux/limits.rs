@@ -17,6 +17,11 @@ pub(super) const MAX_REMOTE_CHANNELS: usize = 1024;
 /// Channels that we may have open, or closed before the remote answered.
 pub(super) const MAX_LOCAL_CHANNELS: u64 = 4096;
 
+/// How often the remote may open channels: so many at once, as a peer does that has as many cores, and then so many
+/// a second. Beyond that the connection ends.
+pub(super) const OPEN_BURST: u32 = 8192;
+pub(super) const OPENS_A_SECOND: u32 = 128;
+
 /// Messages on channels that the remote never opened, after which the connection ends.
 pub(super) const MAX_STRAYS: u32 = 64;
 

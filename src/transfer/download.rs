@@ -18,8 +18,8 @@ use super::record::Record;
 use super::state::{Incoming, State};
 use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
-use crate::hypercore::replicator::{Download, EventKind, Policy};
-use crate::hypercore::{BLOCK_SIZE, Core, CoreError, StaticTree};
+use crate::hypercore::replicator::{self, CoreHandle, Download, EventKind, Policy};
+use crate::hypercore::{BLOCK_SIZE, Core, StaticTree};
 use crate::store::Durability;
 use crate::sync::lock;
 
@@ -46,6 +46,11 @@ impl Engine {
                 }
                 Ok(End::Stopped) => {}
                 Ok(End::Broke(error)) | Err(error) => {
+                    if error.code == ErrorCode::Protocol {
+                        // What came from a peer that does not keep to its word is not worth keeping.
+                        let record = live.record.lock().await.clone();
+                        engine.forget_part(&record).await;
+                    }
                     engine.incoming_end(&live, Incoming::Broke, Some(error), &stop).await;
                 }
             }
@@ -63,6 +68,7 @@ impl Engine {
             Part::Core(core) => (core, None),
             Part::Held(core, small) => (core, Some(small)),
             Part::Copied => return Ok(End::Whole),
+            Part::Lie(proven) => return Ok(End::Broke(wrong_size(&peer, &book, proven))),
             Part::Stopped => return Ok(End::Stopped),
         };
         let mut failures = self.options.replicator.events();
@@ -77,7 +83,15 @@ impl Engine {
         let end = loop {
             let state = *changes.borrow_and_update();
             let now = Instant::now();
-            meter.sample(bytes_here(&core, &book), now);
+            let here = bytes_here(&core, &book);
+            meter.sample(here, now);
+            if let Some(room) = &mut *lock(&live.room) {
+                room.shrink_to(book.byte_length - here);
+            }
+            // The tree proves the size with the first block; until then it is what the peer says.
+            if state.length == book.length && state.byte_length != book.byte_length {
+                break End::Broke(wrong_size(&peer, &book, state.byte_length));
+            }
             if state.length == book.length && state.contiguous_length == book.length {
                 break End::Whole;
             }
@@ -85,10 +99,14 @@ impl Engine {
                 self.show_progress(live, meter.progress(now));
             }
             tokio::select! {
+                biased;
+                // Before the end of the connection, which follows from a lie.
+                failure = failed(&mut failures, &handle, &peer, &book) => {
+                    break End::Broke(failure);
+                }
                 changed = changes.changed() => if changed.is_err() { break End::Stopped },
-                () = tokio::time::sleep(TICK) => {}
                 () = stop.cancelled() => break End::Stopped,
-                failure = failed(&mut failures, &book) => break End::Broke(failure.into()),
+                () = tokio::time::sleep(TICK) => {}
             }
         };
         self.show_progress(live, meter.progress(Instant::now()));
@@ -229,20 +247,44 @@ fn bytes_here(core: &Core, book: &BookCore) -> u64 {
     core.state().blocks.saturating_mul(BLOCK_SIZE).min(book.byte_length)
 }
 
-/// Waits until blocks of the book cannot be stored any more.
+/// The peer said that the book has another size than its tree proves.
+fn wrong_size(peer: &PublicKey, book: &BookCore, proven: u64) -> Error {
+    let message = format!(
+        "the server {} said that the book has {} bytes, and it has {proven}: ask its owner to publish the book \
+         again",
+        peer.to_z32(),
+        book.byte_length,
+    );
+    Error::new(ErrorCode::Protocol, message)
+}
+
+/// Waits until blocks of the book cannot be stored any more, or the peer has sent what cannot be part of it.
 async fn failed(
-    events: &mut tokio::sync::broadcast::Receiver<crate::hypercore::replicator::Event>,
+    events: &mut tokio::sync::broadcast::Receiver<replicator::Event>,
+    handle: &CoreHandle,
+    peer: &PublicKey,
     book: &BookCore,
-) -> CoreError {
+) -> Error {
     use tokio::sync::broadcast::error::RecvError;
     loop {
         match events.recv().await {
-            Ok(event) if event.key == book.key => {
-                if let EventKind::Failed { error } = event.kind {
-                    return error;
+            Ok(event) if event.key == book.key && event.peer == *peer => match event.kind {
+                EventKind::Failed { error } => return error.into(),
+                EventKind::Violation { violation } => {
+                    let message = format!(
+                        "the server {} {violation}: ask its owner to publish the book again",
+                        peer.to_z32()
+                    );
+                    return Error::new(ErrorCode::Protocol, message);
+                }
+                _ => {}
+            },
+            Ok(_) => {}
+            Err(RecvError::Lagged(_)) => {
+                if let Some(error) = handle.failure() {
+                    return error.into();
                 }
             }
-            Ok(_) | Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => std::future::pending().await,
         }
     }

@@ -2,7 +2,7 @@
 //! written down first, then shown, then acted upon.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rusqlite::Connection;
@@ -13,14 +13,15 @@ use tokio_util::task::TaskTracker;
 
 use super::held::WholeBook;
 use super::lander::Landing;
-use super::library::BookSource;
 use super::line::{Letter, Line, Tells};
 use super::lives::Lives;
 use super::message::Message;
 use super::part::Parts;
+use super::permission::Published;
 use super::progress::Progress;
 use super::record::{Record, TransferInfo};
 use super::shelf::{Shelf, Ticket};
+use super::space::{Reservation, Space};
 use super::state::{Direction, State};
 use super::turns::Turns;
 use super::{TransferOptions, table};
@@ -36,6 +37,7 @@ pub(super) struct Engine {
     pub(super) options: TransferOptions,
     pub(super) shelf: Shelf,
     pub(super) parts: Parts,
+    pub(super) space: Space,
     unsaved: Arc<Mutex<Unsaved>>,
     pub(super) landings: Mutex<Gathered<Landing>>,
     /// How many transfers have finished; old ones are forgotten once in a while.
@@ -74,8 +76,16 @@ pub(super) struct Live {
     pub(super) job: Mutex<Option<Job>>,
     /// Outgoing: the open core.
     pub(super) ticket: Mutex<Option<Ticket>>,
-    /// Outgoing: where the book is, as it was looked up a moment ago.
-    pub(super) source: Mutex<Option<BookSource>>,
+    /// Outgoing: the book in the catalog, as it was looked up last.
+    pub(super) published: Mutex<Option<Published>>,
+    /// Outgoing: the number of the link on which the peer asked for it last; 0 for none.
+    pub(super) asked_on: AtomicU64,
+    /// Outgoing: what was sent before it was granted.
+    pub(super) baseline: Mutex<Baseline>,
+    /// Outgoing: one that is over is being opened again.
+    pub(super) is_reopening: AtomicBool,
+    /// Incoming: room for it on the disk.
+    pub(super) room: Mutex<Option<Reservation>>,
     /// Incoming: every block of the file was verified and written in this run of the program.
     pub(super) is_verified: AtomicBool,
     /// Incoming: a small book that is whole.
@@ -85,6 +95,22 @@ pub(super) struct Live {
     pub(super) is_told: AtomicBool,
     /// There is an [`Ending`] of it.
     is_ending: AtomicBool,
+}
+
+/// From where the bytes that are sent for a transfer are counted.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Baseline {
+    /// Those of the transfer's earlier grants.
+    pub(super) before: u64,
+    /// Those of the core to this peer when it was granted: for this transfer, or for others.
+    pub(super) of_core: u64,
+}
+
+impl Baseline {
+    /// How many bytes of a book were sent for the transfer when the core has sent so many to the peer.
+    pub(super) fn sent(self, of_core: u64, byte_length: u64) -> u64 {
+        self.before.saturating_add(of_core.saturating_sub(self.of_core)).min(byte_length)
+    }
 }
 
 /// Held while it is written down that the peer ended an outgoing transfer.
@@ -121,7 +147,11 @@ impl Live {
             record: tokio::sync::Mutex::new(record),
             job: Mutex::default(),
             ticket: Mutex::default(),
-            source: Mutex::default(),
+            published: Mutex::default(),
+            asked_on: AtomicU64::new(0),
+            baseline: Mutex::default(),
+            is_reopening: AtomicBool::new(false),
+            room: Mutex::default(),
             is_verified: AtomicBool::new(false),
             whole: Mutex::default(),
             is_done: AtomicBool::new(false),
@@ -135,6 +165,20 @@ impl Live {
         if let Some(job) = &*lock(&self.job) {
             job.stop.cancel();
         }
+    }
+
+    pub(super) fn peer(&self) -> PublicKey {
+        self.peer
+    }
+
+    pub(super) fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// Whether the peer's request counts as open.
+    pub(super) fn is_open_for(&self, peer: &PublicKey) -> bool {
+        (self.is_with(peer, Direction::Outgoing) && !self.is_ending.load(Ordering::Relaxed))
+            || (self.is_of(peer, Direction::Outgoing) && self.is_reopening.load(Ordering::Relaxed))
     }
 
     /// Whether it is an unfinished transfer with this peer.
@@ -184,12 +228,15 @@ impl Job {
 
 impl Engine {
     pub(super) fn new(options: TransferOptions) -> Result<Self> {
+        let space = Space::default();
         let shelf = Shelf::new(
             options.database.clone(),
             Arc::clone(&options.storage),
             options.replicator.clone(),
             options.data_dir.join("outgoing"),
             options.limits.book_bytes,
+            Arc::clone(&options.peers),
+            space.clone(),
         )?;
         let parts = Parts::new(
             options.database.clone(),
@@ -200,6 +247,7 @@ impl Engine {
             options,
             shelf,
             parts,
+            space,
             unsaved: Arc::default(),
             landings: Mutex::default(),
             finished: AtomicU32::new(0),
@@ -215,6 +263,14 @@ impl Engine {
     pub(super) async fn load(self: &Arc<Self>) -> Result<()> {
         self.parts.sweep().await?;
         for mut record in self.options.database.read(table::unfinished)? {
+            if !self.options.peers.is_approved(&record.peer) {
+                // The peer was removed or blocked, and what follows from that was not written down.
+                record.state = State::Cancelled;
+                (record.approval, record.told) = (None, true);
+                self.save(&record, Durability::Power).await?;
+                self.parts.discard(&record.id, record.core.map(|core| core.key)).await;
+                continue;
+            }
             let is_lost = record.state == State::Verifying && !self.is_here(&record);
             if is_lost || matches!(record.state, State::Requested | State::Transferring) {
                 record.state = State::Queued;
@@ -301,10 +357,7 @@ impl Engine {
         let record = added.record.lock().await;
         {
             let mut live = lock(&self.live);
-            let open = live.all().filter(|live| {
-                live.is_with(&peer, Direction::Outgoing) && !live.is_ending.load(Ordering::Relaxed)
-            });
-            if open.count() >= limit {
+            if live.open_for(&peer) >= limit {
                 return Ok(None);
             }
             live.insert(&added);
@@ -315,6 +368,23 @@ impl Engine {
         }
         drop(record);
         Ok(Some(added))
+    }
+
+    /// Whether the peer may open a request again that is over: it counts as one more from then on, until
+    /// [`Live::is_reopening`] is taken back.
+    pub(super) fn may_reopen(&self, live: &Live, limit: usize) -> bool {
+        let lives = lock(&self.live);
+        if live.is_reopening.load(Ordering::Relaxed) {
+            return true;
+        }
+        let may = lives.open_for(&live.peer) < limit;
+        live.is_reopening.store(may, Ordering::Relaxed);
+        may
+    }
+
+    /// All transfers that are not finished, in no order.
+    pub(super) fn all_live(&self) -> Vec<Arc<Live>> {
+        lock(&self.live).all().cloned().collect()
     }
 
     /// A transfer that is not finished.
@@ -385,6 +455,10 @@ impl Engine {
             (changed.reason, changed.error) = (None, None);
         }
         change(&mut changed);
+        if next.is_terminal() {
+            // It was for this transfer.
+            changed.approval = None;
+        }
         if changed != *record {
             match survives {
                 Some(survives) => self.save(&changed, survives).await?,

@@ -1,19 +1,23 @@
 //! Transfers as a program sees them.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::engine::{Engine, Live};
+use super::library::BookReaders;
 use super::message::MAX_REASON_CHARS;
 use super::options::TransferOptions;
+use super::permission::Touched;
 use super::record::{Record, TransferInfo};
 use super::state::{Direction, Incoming, Outgoing, State};
 use super::table::{self, Filter};
 use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
 use crate::protomux::Protomux;
+use crate::tasks::{Task, task};
 use crate::text;
 
 /// A book that is wanted.
@@ -85,19 +89,40 @@ impl Transfers {
         Ok(record.map(|record| Transfer { engine, id: record.id }))
     }
 
-    /// Cancels every unfinished transfer with a peer: called when it is removed or blocked.
+    /// Ends every transfer with a peer that could go on, those that failed and can be resumed among them: called
+    /// when the peer is removed or blocked. All are ended, also when one cannot be written down; the first such
+    /// error is returned.
     pub async fn cancel_all_with(&self, peer: &PublicKey) -> Result<()> {
+        let mut ids: HashSet<String> =
+            self.engine.options.database.read(|c| table::endable(c, peer))?.into_iter().collect();
+        // In the database they have ended already, with the decision.
         for direction in [Direction::Incoming, Direction::Outgoing] {
-            for live in self.engine.with_peer(peer, direction) {
-                let transfer = Transfer { engine: Arc::clone(&self.engine), id: live.id.clone() };
-                match transfer.cancel().await {
-                    // It ended by itself in the meantime.
-                    Err(error) if error.code == ErrorCode::InvalidState => {}
-                    other => other?,
-                }
+            let live = self.engine.with_peer(peer, direction);
+            ids.extend(live.iter().map(|live| live.id.clone()));
+        }
+        let mut outcome = Ok(());
+        for id in ids {
+            let transfer = Transfer { engine: Arc::clone(&self.engine), id };
+            match transfer.cancel().await {
+                // It has ended otherwise in the meantime.
+                Err(error) if error.code == ErrorCode::InvalidState => {}
+                cancelled => outcome = outcome.and(cancelled),
             }
         }
-        Ok(())
+        outcome
+    }
+
+    /// Asks of every transfer to a peer whether it may go on: called when the peer's policy has changed. What it
+    /// may no longer read has stopped before this is called.
+    pub async fn reconsider_peer(&self, peer: PublicKey) -> Result<()> {
+        self.engine.reconsider(Touched::Peer(peer)).await
+    }
+
+    /// What has the catalog's changes bind the transfers of its books; see
+    /// [`crate::catalog::Catalog::on_change`].
+    #[must_use]
+    pub fn readers(&self) -> Arc<dyn BookReaders> {
+        Arc::new(Readers(Arc::clone(&self.engine)))
     }
 
     /// Stops all transfers; unfinished ones go on at the next start. A second call does nothing.
@@ -209,6 +234,10 @@ impl Transfer {
     }
 
     async fn act_incoming(&self, live: &Arc<Live>, action: &Action) -> Result<bool> {
+        if matches!(action, Action::Resume) && !self.engine.options.peers.is_approved(&live.peer()) {
+            let message = "the peer is not approved here; add or approve it, then resume";
+            return Err(Error::new(ErrorCode::NotApproved, message));
+        }
         let event = match action {
             Action::Pause => Incoming::Pause,
             Action::Resume => Incoming::Resume,
@@ -220,8 +249,7 @@ impl Transfer {
 
     async fn act_outgoing(&self, live: &Arc<Live>, action: &Action) -> Result<bool> {
         let engine = &self.engine;
-        let peer = live.record.lock().await.peer;
-        let event = match (action, engine.is_linked(&peer)) {
+        let event = match (action, engine.is_asked_now(live)) {
             (Action::Approve, true) => Outgoing::Approve,
             (Action::Approve, false) => Outgoing::ApproveOffline,
             (Action::Deny(_), _) => Outgoing::Deny,
@@ -230,12 +258,49 @@ impl Transfer {
             (Action::Resume, false) => Outgoing::ResumeOffline,
             (Action::Cancel, _) => Outgoing::Cancel,
         };
-        let moved = engine.outgoing_step(live, event, |record| match action {
-            Action::Approve => record.approved = true,
+        let approval = match action {
+            Action::Approve => {
+                let book_id = live.info.borrow().book_id.clone();
+                engine.approval(live, &book_id).await?
+            }
+            _ => None,
+        };
+        let change = |record: &mut Record| match action {
+            Action::Approve if record.approval.is_none() => record.approval = approval,
             Action::Deny(reason) => record.reason.clone_from(reason),
             _ => {}
-        });
-        moved.await
+        };
+        let moved = engine.outgoing_step(live, event, change).await?;
+        let info = live.info.borrow().clone();
+        if matches!(action, Action::Approve) && moved && info.state.is_terminal() {
+            // It cannot be had any more, whatever a person says.
+            info.outcome()?;
+        }
+        Ok(moved)
+    }
+}
+
+/// Binds the readers of this node's books to what the catalog says.
+struct Readers(Arc<Engine>);
+
+impl BookReaders for Readers {
+    fn withhold(&self, books: &[String]) {
+        self.0.shelf.grants.withhold(books);
+    }
+
+    fn restore(&self, books: &[String]) {
+        self.0.shelf.grants.restore(books);
+    }
+
+    fn reconsider(&self, books: Option<Vec<String>>) -> Task<bool> {
+        let engine = Arc::clone(&self.0);
+        task(async move {
+            let outcome = engine.reconsider(Touched::Books(books)).await;
+            if let Err(error) = &outcome {
+                tracing::warn!(%error, "not every transfer was asked whether it may go on");
+            }
+            outcome.is_ok()
+        })
     }
 }
 
@@ -251,7 +316,10 @@ impl Action {
     /// Whether things are already as they should be. `before` is the state when it was asked for.
     fn is_fulfilled(&self, record: &Record, before: State) -> bool {
         match self {
-            Self::Approve => record.approved && !before.is_terminal(),
+            Self::Approve => {
+                let was_approved = !before.is_terminal() && before != State::AwaitingApproval;
+                was_approved && record.direction == Direction::Outgoing
+            }
             Self::Deny(_) => before == State::Denied && record.direction == Direction::Outgoing,
             Self::Pause => before == State::Paused,
             Self::Resume => !before.is_terminal() && before != State::Paused,

@@ -9,8 +9,6 @@ use super::filename;
 
 /// How many names are tried before giving up.
 const MAX_NAMES: u32 = 999;
-/// What stays free beside the book, in bytes.
-const MARGIN: u64 = 1024 * 1024;
 
 /// The folder and the name that a book goes to.
 ///
@@ -181,15 +179,6 @@ pub(super) fn sync_folder(_folder: &Path) -> io::Result<()> {
     Ok(()) // there is no such call; NTFS journals the name
 }
 
-/// Whether the file system that holds `folder` (or will) has room for `bytes` more.
-pub(super) fn has_room(folder: &Path, bytes: u64) -> bool {
-    let existing = folder.ancestors().find(|path| path.is_dir());
-    // When the question cannot be asked, writing will tell.
-    existing
-        .and_then(|path| fs4::available_space(path).ok())
-        .is_none_or(|free| free >= bytes.saturating_add(MARGIN))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -277,12 +266,5 @@ mod tests {
         assert_eq!(choose(Some(&slash)), (slash.clone(), "n.epub".into()));
         let whole = dir.path().join("mine.epub");
         assert_eq!(choose(Some(&whole)), (dir.path().to_owned(), "mine.epub".into()));
-    }
-
-    #[test]
-    fn no_disk_has_room_for_everything() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(has_room(&dir.path().join("not/yet"), 1));
-        assert!(!has_room(dir.path(), u64::MAX / 2));
     }
 }

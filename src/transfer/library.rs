@@ -10,6 +10,7 @@ use tokio::io::AsyncRead;
 
 use crate::crypto::PublicKey;
 use crate::error::Result;
+use crate::tasks::Task;
 
 /// Where the bytes of one of this node's books are. Never leaves the machine.
 #[derive(Clone)]
@@ -61,6 +62,22 @@ pub trait Library: Send + Sync + 'static {
     /// is listed but its bytes are not known (the program has not registered its provider yet).
     fn own(&self, book_id: &str) -> Result<Option<(Description, Option<BookSource>)>>;
 
+    /// Counts the changes of this node's own catalog: what [`Library::own`] said holds until it is another number.
+    fn changes(&self) -> u64;
+
     /// A book in a peer's catalog; `None` when it is not there (yet).
     fn of(&self, peer: &PublicKey, book_id: &str) -> Result<Option<Description>>;
+}
+
+/// Who reads this node's books, as the catalog sees them.
+pub trait BookReaders: Send + Sync + 'static {
+    /// Lets nobody read these books until [`BookReaders::restore`], at once.
+    fn withhold(&self, books: &[String]);
+
+    /// Undoes [`BookReaders::withhold`].
+    fn restore(&self, books: &[String]);
+
+    /// Asks of every transfer of these books, or of all, whether it may go on. False when the disk kept some from
+    /// being asked.
+    fn reconsider(&self, books: Option<Vec<String>>) -> Task<bool>;
 }

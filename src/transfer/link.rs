@@ -8,16 +8,15 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
+use super::conduct::Conduct;
 use super::engine::Engine;
 use super::line::{Letter, Line, Link, Tells};
-use super::message::{Hello, MAX_MESSAGE_BYTES, Message, PROTOCOL, Request};
-use super::options::Learning;
+use super::message::{Cancel, Done, Hello, MAX_MESSAGE_BYTES, Message, PROTOCOL, Request};
 use super::receiving::RETRY;
+use super::sending::Answered;
 use super::state::Direction;
 use super::turns::Turns;
 use crate::crypto::PublicKey;
-use crate::error::ErrorCode;
-use crate::events::EventKind;
 use crate::protomux::{Channel, ChannelOptions, Protomux};
 use crate::tasks::Spawn;
 
@@ -27,14 +26,14 @@ const OUTBOX: usize = 512;
 const INBOX_BYTES: usize = 4 * MAX_MESSAGE_BYTES;
 /// How long one message may take to leave.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
-/// How many messages of a connection may be nonsense before it is closed.
-const MAX_NONSENSE: u32 = 32;
+/// How many of a peer's messages are acted upon at a time; nothing more is read until one of them is done.
+const UNDER_WAY: usize = 32;
 
 /// How many requests that could not be answered are kept; a peer repeats the others.
 const MAX_OWED: usize = 64;
 
 /// Numbers links, so that an old one's end is not taken for the new one's.
-static NEXT_LINK: AtomicU64 = AtomicU64::new(0);
+static NEXT_LINK: AtomicU64 = AtomicU64::new(1);
 
 /// Requests that the disk kept from being answered: it is tried again soon.
 #[derive(Default)]
@@ -68,6 +67,13 @@ impl Owed {
         self.due = None;
         std::mem::take(&mut self.requests)
     }
+}
+
+/// What came of a message.
+struct Heard {
+    /// A request that the disk kept from being answered.
+    owed: Option<Request>,
+    answered: Answered,
 }
 
 impl Engine {
@@ -112,6 +118,7 @@ impl Engine {
         mut reopened: mpsc::Receiver<Channel>,
     ) {
         let peer = mux.remote_public_key();
+        let mut conduct = Conduct::default();
         loop {
             let channel = match next.take() {
                 Some(channel) => channel,
@@ -124,7 +131,7 @@ impl Engine {
                     () = self.closing.cancelled() => return,
                 },
             };
-            if let Err(violation) = self.serve_channel(peer, &channel).await {
+            if let Err(violation) = self.serve_channel(peer, &channel, &mut conduct).await {
                 mux.close_with(violation);
                 return;
             }
@@ -136,6 +143,7 @@ impl Engine {
         self: &Arc<Self>,
         peer: PublicKey,
         channel: &Channel,
+        conduct: &mut Conduct,
     ) -> Result<(), String> {
         let handshake = tokio::select! {
             opened = channel.opened() => match opened {
@@ -145,10 +153,11 @@ impl Engine {
             () = self.closing.cancelled() => return Ok(()),
         };
         let hello = Hello::decode(&handshake).map_err(|error| error.to_string())?;
+        conduct.hello()?;
         if !self.options.peers.is_approved(&peer) {
             return Ok(());
         }
-        let learning = (self.options.on_hello)(peer, hello.clone());
+        (self.options.on_hello)(peer, hello);
         let (outbox, letters) = mpsc::channel(OUTBOX);
         let link = Link {
             number: NEXT_LINK.fetch_add(1, Ordering::Relaxed),
@@ -159,10 +168,9 @@ impl Engine {
         self.link_up(peer, &line, link.clone()).await;
         let mut heard = JoinSet::new();
         let ended = tokio::select! {
-            result = self.read(peer, channel, &mut heard) => result,
+            result = self.read(peer, channel, link.number, &mut heard, conduct) => result,
             () = self.write(peer, channel, letters) => Ok(()),
             () = self.keep_asking(peer) => Ok(()),
-            () = self.learn(peer, hello, learning) => Ok(()),
             () = link.hang_up.cancelled() => Ok(()),
         };
         // Nothing moves a transfer on once it has heard that the connection is gone.
@@ -172,55 +180,40 @@ impl Engine {
         ended
     }
 
-    /// Has what the peer said hello with taken over, and again while the disk refuses that. Never ends.
-    async fn learn(&self, peer: PublicKey, hello: Hello, mut learning: Learning) {
-        let mut was_refused = false;
-        while let Err(error) = learning.await {
-            if !matches!(error.code, ErrorCode::DiskFull | ErrorCode::Io) {
-                return std::future::pending().await;
-            }
-            if !std::mem::replace(&mut was_refused, true) {
-                let peer = peer.to_z32();
-                self.tell(false, format!("what the server {peer} shares is not saved: {error}"));
-            }
-            tokio::time::sleep(RETRY).await;
-            learning = (self.options.on_hello)(peer, hello.clone());
-        }
-        if was_refused {
-            self.tell(true, "what peers share can be saved again".to_owned());
-        }
-        std::future::pending().await
-    }
-
-    fn tell(&self, ok: bool, message: String) {
-        let layer = "catalog".to_owned();
-        self.options.events.emit(EventKind::Status { layer, ok, message });
-    }
-
     /// Acts on the peer's messages, in the order in which they come for each request; those about others
-    /// do not wait for each other's writes to disk.
+    /// do not wait for each other's writes to disk. What needs no disk is done here.
     async fn read(
         self: &Arc<Self>,
         peer: PublicKey,
         channel: &Channel,
-        heard: &mut JoinSet<Option<Request>>,
+        link: u64,
+        heard: &mut JoinSet<Heard>,
+        conduct: &mut Conduct,
     ) -> Result<(), String> {
         let turns = Turns::default();
         let mut owed = Owed::default();
-        let mut nonsense = 0;
         loop {
             let message = tokio::select! {
-                message = channel.recv() => match message {
+                Some(heard) = heard.join_next() => {
+                    let Ok(heard) = heard else { continue };
+                    owed.note(heard.owed);
+                    match heard.answered {
+                        Answered::Useful => {}
+                        Answered::Useless => conduct.useless()?,
+                        Answered::UnknownBook => {
+                            tokio::time::sleep(conduct.unknown_book()).await;
+                        }
+                    }
+                    continue;
+                }
+                message = channel.recv(), if heard.len() < UNDER_WAY => match message {
                     Some(message) => message,
                     None => return Ok(()),
                 },
-                Some(heard) = heard.join_next() => {
-                    owed.note(heard.ok().flatten());
-                    continue;
-                }
-                () = owed.due() => {
+                () = owed.due(), if heard.len() < UNDER_WAY => {
                     for request in owed.take() {
-                        self.spawn_hear(peer, Message::Request(request), &turns, heard).await;
+                        let message = Message::Request(request);
+                        self.spawn_hear(peer, link, message, &turns, heard).await;
                     }
                     continue;
                 }
@@ -228,25 +221,41 @@ impl Engine {
             match Message::decode(message.kind, &message.data) {
                 Ok(message) => {
                     owed.forget(&message);
-                    self.spawn_hear(peer, message, &turns, heard).await;
-                }
-                Err(error) => {
-                    nonsense += 1;
-                    tracing::debug!(peer = peer.short(), %error, "ignored a message");
-                    if nonsense > MAX_NONSENSE {
-                        return Err(error.to_string());
+                    if !self.concerns_us(&peer, &message) {
+                        conduct.useless()?;
+                    } else {
+                        self.spawn_hear(peer, link, message, &turns, heard).await;
                     }
                 }
+                Err(error) => {
+                    tracing::debug!(peer = peer.short(), %error, "ignored a message");
+                    conduct.nonsense(&error.to_string())?;
+                }
             }
+        }
+    }
+
+    /// Whether a message is about anything that is going on.
+    fn concerns_us(&self, peer: &PublicKey, message: &Message) -> bool {
+        match message {
+            Message::Request(_) => true,
+            Message::Cancel(Cancel { id }) | Message::Done(Done { id }) => {
+                self.asked_as(peer, id).is_some()
+            }
+            Message::Reply(reply) => self
+                .live(&reply.id)
+                .is_some_and(|live| live.is_of(peer, Direction::Incoming)),
+            Message::Unknown(_) => false,
         }
     }
 
     async fn spawn_hear(
         self: &Arc<Self>,
         peer: PublicKey,
+        link: u64,
         message: Message,
         turns: &Turns,
-        heard: &mut JoinSet<Option<Request>>,
+        heard: &mut JoinSet<Heard>,
     ) {
         let Some(id) = message.request_id() else { return };
         let turn = turns.of(id).await;
@@ -254,22 +263,22 @@ impl Engine {
         let ending = self.ending(&peer, &message);
         let engine = Arc::clone(self);
         heard.spawn_task(async move {
-            let owed = engine.hear(peer, message).await;
+            let heard = engine.hear(peer, link, message).await;
             drop((turn, ending));
-            owed
+            heard
         });
     }
 
-    /// Acts on a message. Gives back a request that the disk kept from being answered.
-    async fn hear(self: &Arc<Self>, peer: PublicKey, message: Message) -> Option<Request> {
-        match message {
-            Message::Request(request) => return self.on_request(peer, request).await,
-            Message::Cancel(cancel) => self.on_cancel(peer, &cancel.id).await,
-            Message::Done(done) => self.on_done(peer, &done.id).await,
-            Message::Reply(reply) => self.on_reply(peer, reply).await,
-            Message::Unknown(_) => {}
-        }
-        None
+    /// Acts on a message.
+    async fn hear(self: &Arc<Self>, peer: PublicKey, link: u64, message: Message) -> Heard {
+        let (owed, answered) = match message {
+            Message::Request(request) => self.on_request(peer, request, link).await,
+            Message::Cancel(cancel) => (None, self.on_cancel(peer, &cancel.id).await),
+            Message::Done(done) => (None, self.on_done(peer, &done.id).await),
+            Message::Reply(reply) => (None, self.on_reply(peer, reply).await),
+            Message::Unknown(_) => (None, Answered::Useless),
+        };
+        Heard { owed, answered }
     }
 
     async fn write(&self, peer: PublicKey, channel: &Channel, mut letters: mpsc::Receiver<Letter>) {

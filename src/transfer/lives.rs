@@ -55,6 +55,11 @@ impl Lives {
         }
     }
 
+    /// How many requests of a peer are open.
+    pub(super) fn open_for(&self, peer: &PublicKey) -> usize {
+        self.all().filter(|live| live.is_open_for(peer)).count()
+    }
+
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Live>> {
         self.by_id.values()
     }

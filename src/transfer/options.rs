@@ -1,25 +1,19 @@
 //! What transfers work with.
 
-use std::future::Future;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use super::library::Library;
 use super::message::Hello;
 use super::policy::PeerRules;
 use crate::crypto::PublicKey;
-use crate::error::Result;
 use crate::events::Events;
 use crate::hypercore::Storage;
 use crate::hypercore::replicator::Replicator;
 use crate::store::Database;
 
-/// Begins to take over what a peer says hello with, without blocking, and goes on with it also when the
-/// outcome is not waited for.
-pub type OnHello = Arc<dyn Fn(PublicKey, Hello) -> Learning + Send + Sync>;
-/// Whether what a peer says hello with was taken over.
-pub type Learning = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+/// Hears what an approved peer says of itself. It must not block: it may be said again and again.
+pub type OnHello = Arc<dyn Fn(PublicKey, Hello) + Send + Sync>;
 
 /// What transfers work with.
 #[derive(Clone)]
@@ -38,8 +32,7 @@ pub struct TransferOptions {
     pub events: Events,
     /// What this node says hello with, asked for every connection.
     pub hello: Arc<dyn Fn() -> Hello + Send + Sync>,
-    /// Takes over what a peer says hello with. While the disk refuses that, it is told again, as long as
-    /// the connection lasts.
+    /// Hears what peers say hello with.
     pub on_hello: OnHello,
     /// The node's folder: `incoming/` and `outgoing/` are in it.
     pub data_dir: PathBuf,

@@ -44,6 +44,8 @@ pub(super) enum Part {
     Held(Core, WholeBook),
     /// This node offers the same bytes: the file was copied and is whole.
     Copied,
+    /// The book has so many bytes, and not as many as the peer said.
+    Lie(u64),
     /// Told to stop while it waited for another transfer of the same book.
     Stopped,
 }
@@ -84,7 +86,10 @@ impl Parts {
                 Err(CoreError::AlreadyOpen) => {}
                 opened => return Ok(opened?),
             }
-            if let Some(offered) = shelf.path_of(&book.key).await {
+            if let Some((offered, byte_length)) = shelf.file_with(&book.key).await {
+                if byte_length != book.byte_length {
+                    return Ok(Part::Lie(byte_length));
+                }
                 tokio::fs::copy(offered, &path).await?;
                 return Ok(Part::Copied);
             }

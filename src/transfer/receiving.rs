@@ -13,12 +13,15 @@ use super::library::Description;
 use super::line::Tells;
 use super::message::{BookCore, Cancel, Done, MAX_BOOK_ID_BYTES, Message, Reply, Request, Status};
 use super::record::Record;
+use super::sending::Answered;
+use super::space::Reservation;
 use super::state::{self, Action, Direction, Incoming, State};
 use super::{landing, table};
 use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
 use crate::hypercore::{BLOCK_SIZE, Manifest};
 use crate::store::Durability;
+use crate::sync::lock;
 
 /// How often a peer is asked again for what waits for its answer.
 const ASK_AGAIN: Duration = Duration::from_secs(20);
@@ -124,6 +127,9 @@ impl Engine {
         };
         self.move_to(live, &mut record, next, event.survives(), change, tell).await?;
         self.keep(live, &record);
+        if !matches!(next, State::Transferring | State::Verifying) {
+            lock(&live.room).take();
+        }
         for action in then {
             self.incoming_act(live, &record, action);
         }
@@ -193,15 +199,10 @@ impl Engine {
     }
 
     /// The peer answered a request of ours.
-    pub(super) async fn on_reply(self: &Arc<Self>, peer: PublicKey, reply: Reply) {
-        let Some(live) = self.live(&reply.id) else { return };
-        {
-            let record = live.record.lock().await;
-            if record.peer != peer || record.direction != Direction::Incoming {
-                return;
-            }
-        }
-        let reason = reply.reason;
+    pub(super) async fn on_reply(self: &Arc<Self>, peer: PublicKey, reply: Reply) -> Answered {
+        let live = self.live(&reply.id).filter(|live| live.is_of(&peer, Direction::Incoming));
+        let Some(live) = live else { return Answered::Useless };
+        let (before, reason) = (live.info.borrow().state, reply.reason);
         match (reply.status, reply.book) {
             (Status::Granted, Some(book)) => self.on_granted(&live, book).await,
             (Status::Granted, None) => {}
@@ -224,6 +225,8 @@ impl Engine {
                 .await;
             }
         }
+        let is_moved = live.info.borrow().state != before;
+        if is_moved { Answered::Useful } else { Answered::Useless }
     }
 
     async fn on_granted(self: &Arc<Self>, live: &Arc<Live>, book: BookCore) {
@@ -231,9 +234,14 @@ impl Engine {
         if !matches!(before.state, State::Requested | State::AwaitingApproval) {
             return;
         }
-        if let Err(error) = self.check_grant(&before, &book) {
-            self.incoming_hear(live, Incoming::Broke, |record| fail(record, &error)).await;
-            return;
+        // Its own room from before is free again.
+        lock(&live.room).take();
+        match self.check_grant(&before, &book) {
+            Ok(room) => *lock(&live.room) = Some(room),
+            Err(error) => {
+                self.incoming_hear(live, Incoming::Broke, |record| fail(record, &error)).await;
+                return;
+            }
         }
         if before.core.is_some_and(|core| core != book) {
             // The sender's file is another one now: what is here is of no use.
@@ -256,8 +264,8 @@ impl Engine {
         .await;
     }
 
-    /// Whether a granted core makes sense, is allowed, and fits on the disk.
-    fn check_grant(&self, record: &Record, book: &BookCore) -> Result<()> {
+    /// Whether a granted core makes sense, is allowed, and fits on the disk, where room is reserved for it.
+    fn check_grant(&self, record: &Record, book: &BookCore) -> Result<Reservation> {
         if book.byte_length > self.options.limits.book_bytes {
             return Err(Error::new(
                 ErrorCode::LimitExceeded,
@@ -276,13 +284,7 @@ impl Engine {
         let (folder, _) = self.target(record);
         let missing = book.byte_length.saturating_sub(here);
         let incoming = part.parent().unwrap_or(&part);
-        if !landing::has_room(incoming, missing) || !landing::has_room(&folder, missing) {
-            return Err(Error::new(
-                ErrorCode::DiskFull,
-                format!("the disk has no room for {missing} bytes; make room, then resume"),
-            ));
-        }
-        Ok(())
+        self.space.reserve(&[(incoming, missing), (&folder, book.byte_length)])
     }
 
     /// The folder and the name that the book goes to.

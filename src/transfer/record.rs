@@ -9,7 +9,7 @@ use super::library::Description;
 use super::message::BookCore;
 use super::progress::Progress;
 use super::state::{Direction, State};
-use crate::crypto::{PublicKey, random};
+use crate::crypto::{Hash, PublicKey, random};
 use crate::error::{Error, ErrorCode, Result};
 use crate::time::now_ms;
 
@@ -63,6 +63,15 @@ impl TransferInfo {
     }
 }
 
+/// What a person approved: one book for one peer, as the book was then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Approval {
+    /// The edition that the catalog had.
+    pub edition: Hash,
+    /// The tree hash of its bytes, once they were read.
+    pub hash: Option<Hash>,
+}
+
 /// A transfer as the database has it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Record {
@@ -83,8 +92,8 @@ pub(super) struct Record {
     pub save_to: Option<PathBuf>,
     /// Where the file is, once it is whole.
     pub path: Option<PathBuf>,
-    /// A person approved it; policy is not asked again.
-    pub approved: bool,
+    /// Outgoing: what a person approved, until the transfer ends.
+    pub approval: Option<Approval>,
     /// The peer was told how it ended.
     pub told: bool,
     pub created_at: u64,
@@ -136,7 +145,7 @@ impl Record {
             bytes: 0,
             save_to: None,
             path: None,
-            approved: false,
+            approval: None,
             told: true,
             created_at: now,
             updated_at: now,
@@ -150,7 +159,9 @@ impl Record {
 
     /// What the API shows.
     pub fn info(&self) -> TransferInfo {
-        let bytes = if self.state == State::Completed { self.total() } else { self.bytes };
+        // What a peer says it has is a claim; what was sent to it is not.
+        let is_here = self.state == State::Completed && self.direction == Direction::Incoming;
+        let bytes = if is_here { self.total() } else { self.bytes };
         TransferInfo {
             id: self.id.clone(),
             direction: self.direction,

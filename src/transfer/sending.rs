@@ -2,25 +2,24 @@
 //! transfers on.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::engine::{Ending, Engine, Live};
+use super::engine::{Baseline, Ending, Engine, Live};
 use super::held::SMALL_BOOK;
-use super::library::BookSource;
 use super::message::{Cancel, Done, Message, Reply, Request, Status};
-use super::policy::Policy;
 use super::progress::Meter;
 use super::receiving::RETRY;
 use super::record::Record;
-use super::shelf::Ticket;
-use super::state::{self, Action, Direction, Outgoing, State};
+use super::shelf::{Ticket, Wanted};
+use super::state::{self, Action, Direction, Outgoing, State, Verdict};
 use super::table;
 use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
 use crate::events::EventKind;
-use crate::hypercore::{BLOCK_SIZE, replicator};
+use crate::hypercore::replicator;
 use crate::sync::lock;
 
 /// How often an outgoing transfer's progress is looked at.
@@ -28,16 +27,30 @@ const WATCH: Duration = Duration::from_millis(500);
 /// How long a reader that has every block may take to say so, before it is taken as said.
 const DONE_GRACE: Duration = Duration::from_secs(5);
 
+/// What a peer's message came to.
+pub(super) enum Answered {
+    /// A transfer moved, or an answer that costs no disk was given for the first time.
+    Useful,
+    /// Nothing changed by it.
+    Useless,
+    /// It asked for a book that is not in the catalog.
+    UnknownBook,
+}
+
 impl Engine {
-    /// A peer asks for a book of ours, for the first time or again. Gives the request back when the disk
-    /// keeps it from being answered.
+    /// A peer asks for a book of ours on the link with that number, for the first time or again. Gives the request
+    /// back when the disk keeps it from being answered.
     pub(super) async fn on_request(
         self: &Arc<Self>,
         peer: PublicKey,
         request: Request,
-    ) -> Option<Request> {
+        link: u64,
+    ) -> (Option<Request>, Answered) {
         let id = request.id.clone();
-        let Err(error) = self.answer(peer, request.clone()).await else { return None };
+        let error = match self.answer(peer, &request, link).await {
+            Ok(answered) => return (None, answered),
+            Err(error) => error,
+        };
         tracing::warn!(peer = peer.short(), %error, "a request could not be answered");
         let is_disk = matches!(error.code, ErrorCode::DiskFull | ErrorCode::Io);
         let (status, reason) = match is_disk {
@@ -45,76 +58,123 @@ impl Engine {
             false => (Status::Unavailable, "internal error"),
         };
         self.reply(&peer, id, status, Some(reason.into()));
-        is_disk.then_some(request)
+        (is_disk.then_some(request), Answered::Useful)
     }
 
-    async fn answer(self: &Arc<Self>, peer: PublicKey, request: Request) -> Result<()> {
+    async fn answer(
+        self: &Arc<Self>,
+        peer: PublicKey,
+        request: &Request,
+        link: u64,
+    ) -> Result<Answered> {
         if !self.options.peers.is_approved(&peer) {
-            return Ok(());
+            return Ok(Answered::Useless);
         }
         let known = match self.asked_as(&peer, &request.id) {
             Some(live) => Some(live),
             None => self.find(|c| table::by_request(c, &peer, &request.id))?,
         };
-        let (live, found) = match known {
-            Some(live) => (live, None),
+        let limit = self.options.limits.open_requests;
+        let live = match known {
+            Some(live) => live,
             None => {
-                let Some((book, source)) = self.options.library.own(&request.book_id)? else {
-                    self.reply(&peer, request.id, Status::Unavailable, None);
-                    return Ok(());
+                let Some(published) = self.look_up(&request.book_id)? else {
+                    self.reply(&peer, request.id.clone(), Status::Unavailable, None);
+                    return Ok(Answered::UnknownBook);
                 };
                 let (id, book_id) = (request.id.clone(), request.book_id.clone());
-                let record = Record::outgoing(peer, id, book_id, book);
-                let limit = self.options.limits.open_requests;
+                let record = Record::outgoing(peer, id, book_id, published.book.clone());
                 let Some(live) = self.adopt_within(limit, record).await? else {
-                    let reason = "too many open requests; ask again later".to_owned();
-                    self.reply(&peer, request.id, Status::Pending, Some(reason));
-                    return Ok(());
+                    return Ok(self.too_many(&peer, request));
                 };
-                (live, source)
+                *lock(&live.published) = Some(published);
+                live
             }
         };
-        let approved = {
+        {
             let record = live.record.lock().await;
             if record.book_id != request.book_id {
                 let reason = "this id was used for another book".to_owned();
-                self.reply(&peer, request.id, Status::Denied, Some(reason));
+                self.reply(&peer, request.id.clone(), Status::Denied, Some(reason));
                 self.settle(&record);
-                return Ok(());
+                return Ok(Answered::Useless);
             }
-            record.approved
-        };
-        let event = match self.options.peers.policy(&peer) {
-            Policy::MetadataOnly if !approved => Outgoing::AskedRefused,
-            Policy::ManualApprove if !approved => Outgoing::AskedManual,
-            _ => Outgoing::AskedAllowed,
-        };
-        if event == Outgoing::AskedAllowed {
-            *lock(&live.source) = found;
+            let is_over = matches!(record.state, State::Completed | State::Failed);
+            if is_over && !self.may_reopen(&live, limit) {
+                self.settle(&record);
+                return Ok(self.too_many(&peer, request));
+            }
         }
-        self.outgoing_step(&live, event, |record| {
-            if event == Outgoing::AskedRefused && record.reason.is_none() {
-                record.reason = Some("this server shares its catalog only".into());
-            }
-        })
-        .await?;
-        Ok(())
+        live.asked_on.store(link, Ordering::Release);
+        let before = live.info.borrow().state;
+        let asked = self.outgoing_step(&live, Outgoing::Asked, |_| {}).await;
+        live.is_reopening.store(false, Ordering::Relaxed);
+        asked?;
+        let is_moved = live.info.borrow().state != before;
+        Ok(if is_moved { Answered::Useful } else { Answered::Useless })
+    }
+
+    fn too_many(&self, peer: &PublicKey, request: &Request) -> Answered {
+        let reason = "too many open requests; ask again later".to_owned();
+        self.reply(peer, request.id.clone(), Status::Pending, Some(reason));
+        Answered::Useless
     }
 
     /// Moves an outgoing transfer on. False when the event does not apply to its state.
+    ///
+    /// Whatever can lead to the peer reading the book is here, and asks whether it may.
     pub(super) async fn outgoing_step(
         self: &Arc<Self>,
         live: &Arc<Live>,
         event: Outgoing,
-        change: impl FnOnce(&mut Record),
+        change: impl Fn(&mut Record),
     ) -> Result<bool> {
+        let ticket = *lock(&live.ticket);
+        let ready = ticket.filter(|_| event == Outgoing::Ready);
         let mut record = live.record.lock().await;
-        let Some((next, actions)) = state::outgoing(record.state, event) else {
+        let verdict = match event.needs_verdict() {
+            true => {
+                let mut changed = record.clone();
+                change(&mut changed);
+                self.verdict(live, &changed, ready.as_ref()).await
+            }
+            false => Ok(Verdict::Allowed),
+        };
+        let verdict = match verdict {
+            Ok(verdict) => verdict,
+            Err(error) => {
+                self.settle(&record);
+                return Err(error);
+            }
+        };
+        let Some((next, actions)) = state::outgoing(record.state, event, verdict) else {
             self.settle(&record);
             return Ok(false);
         };
-        let asks_person = next == State::AwaitingApproval && record.state != next;
-        self.move_to(live, &mut record, next, event.survives(), change, |_| {}).await?;
+        // A person is shown what is asked for now.
+        let shown = lock(&live.published).as_ref().map(|published| published.book.clone());
+        let shown = shown.filter(|book| event.needs_verdict() && *book != record.book);
+        let asks_person =
+            next == State::AwaitingApproval && (record.state != next || shown.is_some());
+        let sent = self.sent_bytes(live, &record).await;
+        let change = |record: &mut Record| {
+            record.bytes = record.bytes.max(sent);
+            if let Some(book) = &shown {
+                record.book.clone_from(book);
+            }
+            if event.needs_verdict() {
+                explain(record, event, verdict);
+            }
+            if let (Some(ready), Some(approval)) = (&ready, &mut record.approval) {
+                approval.hash = Some(ready.book.hash);
+            }
+            if verdict == Verdict::AskPerson {
+                record.approval = None;
+            }
+            change(record);
+        };
+        self.move_to(live, &mut record, next, event.survives(next), change, |_| {}).await?;
+        self.keep(live, &record);
         if asks_person {
             self.options.events.emit(EventKind::TransferRequested {
                 id: record.id.clone(),
@@ -141,10 +201,15 @@ impl Engine {
         self: &Arc<Self>,
         live: &Arc<Live>,
         event: Outgoing,
-        change: impl FnOnce(&mut Record),
-    ) {
-        if let Err(error) = self.outgoing_step(live, event, change).await {
-            tracing::warn!(transfer = live.id, %error, "a transfer could not be moved on");
+        change: impl Fn(&mut Record),
+    ) -> Answered {
+        match self.outgoing_step(live, event, change).await {
+            Ok(true) => Answered::Useful,
+            Ok(false) => Answered::Useless,
+            Err(error) => {
+                tracing::warn!(transfer = live.id, %error, "a transfer could not be moved on");
+                Answered::Useful
+            }
         }
     }
 
@@ -152,7 +217,6 @@ impl Engine {
     /// their way to the disk over there longer than they flow.
     fn spawn_preparation(self: &Arc<Self>, live: &Arc<Live>, record: &Record) {
         let (peer, book_id) = (record.peer, record.book_id.clone());
-        let found = lock(&live.source).take();
         let seems_small = (1..=SMALL_BOOK).contains(&record.total());
         self.start_job(live, move |engine, live, stop| async move {
             let at_once = engine.options.limits.transfers_at_once;
@@ -161,7 +225,7 @@ impl Engine {
                 return engine.wait_for_slot(&live, peer).await;
             }
             let prepared = tokio::select! {
-                prepared = engine.prepare(&book_id, found) => prepared,
+                prepared = engine.prepare(&live, &book_id) => prepared,
                 () = stop.cancelled() => return engine.give_slot_back(&live, peer),
             };
             match prepared {
@@ -194,19 +258,17 @@ impl Engine {
     }
 
     /// Hashes and opens a book, whose source may have been `found` a moment ago.
-    async fn prepare(&self, book_id: &str, found: Option<BookSource>) -> Result<Ticket> {
-        let gone = || Error::new(ErrorCode::Unavailable, "the book is not in the catalog any more");
-        let source = match found {
-            Some(source) => Some(source),
-            None => self.options.library.own(book_id)?.ok_or_else(gone)?.1,
-        };
-        let source = source.ok_or_else(|| {
+    async fn prepare(&self, live: &Live, book_id: &str) -> Result<Ticket> {
+        let published = self.published(live, book_id)?.ok_or_else(|| {
+            Error::new(ErrorCode::Unavailable, "the book is not in the catalog any more")
+        })?;
+        let source = published.source.ok_or_else(|| {
             Error::new(
                 ErrorCode::Unavailable,
                 "where the book's bytes are is not known; publish it again with its path",
             )
         })?;
-        self.shelf.prepare(book_id, source).await
+        self.shelf.prepare(Wanted { book_id, book: &published.book, source }).await
     }
 
     /// Lets the book flow, over the slot that was taken before.
@@ -219,8 +281,10 @@ impl Engine {
     ) {
         *lock(&live.ticket) = Some(ticket);
         let ready = |record: &mut Record| record.core = Some(ticket.book);
-        if !self.outgoing_end(live, Outgoing::Ready, ready, stop).await {
-            lock(&live.ticket).take();
+        let moved = self.outgoing_end(live, Outgoing::Ready, ready, stop).await;
+        // It may have been refused at the last moment, and then the ticket was given back already.
+        let is_flowing = moved && live.info.borrow().state == State::Transferring;
+        if !is_flowing && lock(&live.ticket).take_if(|own| *own == ticket).is_some() {
             self.shelf.release(ticket).await;
             self.give_slot_back(live, peer);
         }
@@ -257,17 +321,23 @@ impl Engine {
     async fn grant(self: &Arc<Self>, live: &Arc<Live>, record: &Record) {
         let ticket = *lock(&live.ticket);
         let Some(ticket) = ticket else { return };
-        self.shelf.grant(ticket, record.peer, &record.id).await;
+        let reader = (record.peer, ticket.book.key);
+        let is_approved = record.approval.is_some();
+        self.shelf.grants.add(reader, &record.id, &record.book_id, is_approved);
+        self.shelf.refresh(&ticket.book.key).await;
+        let reader = self.shelf.reader(&ticket.book.key, &record.peer).await;
+        let of_core = reader.map_or(0, |reader| reader.sent_bytes);
+        *lock(&live.baseline) = Baseline { before: record.bytes, of_core };
         self.spawn_watch(live, record, ticket);
     }
 
     /// Takes the grant back at once, and then closes what is not needed any more.
     fn revoke(self: &Arc<Self>, live: &Arc<Live>, record: &Record) {
         live.stop_job();
-        if let Some(core) = record.core {
-            self.shelf.revoke(core.key, record.peer, &record.id);
-        }
         let ticket = lock(&live.ticket).take();
+        for key in record.core.iter().chain(ticket.iter().map(|t| &t.book)).map(|book| book.key) {
+            self.shelf.grants.remove((record.peer, key), &record.id);
+        }
         let (engine, peer) = (Arc::clone(self), record.peer);
         let freed = self.line(&peer).free_slot(&record.id);
         self.spawn(async move {
@@ -291,7 +361,8 @@ impl Engine {
             return;
         }
         for live in self.with_peer(&peer, Direction::Outgoing) {
-            let queued = live.info.borrow().state == State::Queued;
+            // One that the peer has not asked for since it came back is not wanted, as far as is known.
+            let queued = live.info.borrow().state == State::Queued && self.is_asked_now(&live);
             if queued
                 && matches!(self.outgoing_step(&live, Outgoing::SlotFree, |_| {}).await, Ok(true))
             {
@@ -303,16 +374,16 @@ impl Engine {
     /// Follows a reader: its progress, and that it has everything.
     fn spawn_watch(self: &Arc<Self>, live: &Arc<Live>, record: &Record, ticket: Ticket) {
         let (peer, book, before) = (record.peer, ticket.book, record.bytes);
+        let baseline = *lock(&live.baseline);
         self.start_job(live, move |engine, live, stop| async move {
             let mut meter = Meter::new(before, book.byte_length);
             let (mut whole_since, mut shown) = (None, before);
             loop {
                 let now = Instant::now();
                 if let Some(reader) = engine.shelf.reader(&book.key, &peer).await {
-                    let has = reader.remote_contiguous_length;
-                    let bytes = (has.saturating_mul(BLOCK_SIZE))
-                        .max(before.saturating_add(reader.uploaded_bytes))
-                        .min(book.byte_length);
+                    // What it says it has is a claim; what was sent is not.
+                    let bytes = baseline.sent(reader.sent_bytes, book.byte_length);
+                    let has = reader.claimed_blocks;
                     meter.sample(bytes, now);
                     if bytes != shown {
                         shown = bytes;
@@ -335,17 +406,30 @@ impl Engine {
         });
     }
 
-    /// Tells the peer how its request stands.
+    /// How many bytes of the book were sent to the peer, over all its connections.
+    async fn sent_bytes(&self, live: &Live, record: &Record) -> u64 {
+        let ticket = *lock(&live.ticket);
+        let Some(ticket) = ticket.filter(|_| record.state == State::Transferring) else {
+            return record.bytes;
+        };
+        let reader = self.shelf.reader(&ticket.book.key, &record.peer).await;
+        let baseline = *lock(&live.baseline);
+        reader.map_or(record.bytes, |reader| {
+            baseline.sent(reader.sent_bytes, ticket.book.byte_length)
+        })
+    }
+
+    /// Tells the peer how its request stands, in words that are meant for peers: what went wrong here is told the
+    /// owner alone.
     fn reply_state(&self, record: &Record) {
-        let (status, reason) = match record.state {
-            State::Transferring => (Status::Granted, None),
-            State::Denied => (Status::Denied, record.reason.clone()),
-            State::Cancelled => (Status::Denied, Some("cancelled by the sender".to_owned())),
-            State::Failed => (Status::Unavailable, record.reason.clone()),
-            State::Paused => (Status::Pending, Some("paused by the sender".to_owned())),
-            _ => (Status::Pending, record.reason.clone()),
+        let status = match record.state {
+            State::Transferring => Status::Granted,
+            State::Denied | State::Cancelled => Status::Denied,
+            State::Failed => Status::Unavailable,
+            _ => Status::Pending,
         };
         let book = record.core.filter(|_| status == Status::Granted);
+        let reason = words_for_peer(record);
         let reply = Reply { id: record.request_id.clone(), status, reason, book };
         self.send(&record.peer, Message::Reply(reply), None);
     }
@@ -365,20 +449,25 @@ impl Engine {
     }
 
     /// The peer withdrew a request.
-    pub(super) async fn on_cancel(self: &Arc<Self>, peer: PublicKey, request_id: &str) {
-        if let Some(live) = self.asked_as(&peer, request_id) {
-            self.outgoing_hear(&live, Outgoing::RemoteCancel, |record| {
-                record.reason = Some("cancelled by the peer".into());
-            })
-            .await;
-        }
+    pub(super) async fn on_cancel(self: &Arc<Self>, peer: PublicKey, id: &str) -> Answered {
+        let change = |record: &mut Record| record.reason = Some("cancelled by the peer".into());
+        self.on_end(peer, id, Outgoing::RemoteCancel, change).await
     }
 
-    /// The peer has a whole book.
-    pub(super) async fn on_done(self: &Arc<Self>, peer: PublicKey, request_id: &str) {
-        if let Some(live) = self.asked_as(&peer, request_id) {
-            self.outgoing_hear(&live, Outgoing::RemoteDone, |_| {}).await;
-        }
+    /// The peer says that it has a whole book.
+    pub(super) async fn on_done(self: &Arc<Self>, peer: PublicKey, id: &str) -> Answered {
+        self.on_end(peer, id, Outgoing::RemoteDone, |_| {}).await
+    }
+
+    async fn on_end(
+        self: &Arc<Self>,
+        peer: PublicKey,
+        id: &str,
+        event: Outgoing,
+        change: impl Fn(&mut Record),
+    ) -> Answered {
+        let Some(live) = self.asked_as(&peer, id) else { return Answered::Useless };
+        self.outgoing_hear(&live, event, change).await
     }
 
     /// A file that cannot be served any more (it changed, or is gone) ends its transfers.
@@ -391,20 +480,31 @@ impl Engine {
                     event = events.recv() => event,
                     () = engine.closing.cancelled() => return,
                 };
-                let event = match event {
-                    Ok(event) => event,
-                    Err(RecvError::Lagged(_)) => continue,
-                    Err(RecvError::Closed) => return,
-                };
-                let replicator::EventKind::Unreadable { error } = event.kind else { continue };
-                for live in engine.with_peer(&event.peer, Direction::Outgoing) {
-                    let core = live.record.lock().await.core;
-                    if core.is_some_and(|core| core.key == event.key) {
-                        engine.unreadable(live, format!("the book cannot be read: {error}")).await;
+                match event {
+                    Ok(event) => {
+                        if let replicator::EventKind::Unreadable { .. } = event.kind {
+                            let lives = engine.with_peer(&event.peer, Direction::Outgoing);
+                            engine.guard(lives).await;
+                        }
                     }
+                    // Whatever was missed is noted at the cores.
+                    Err(RecvError::Lagged(_)) => engine.guard(engine.all_live()).await,
+                    Err(RecvError::Closed) => return,
                 }
             }
         });
+    }
+
+    /// Ends those of the transfers whose file could not be read.
+    async fn guard(self: &Arc<Self>, lives: Vec<Arc<Live>>) {
+        for live in lives {
+            let ticket = *lock(&live.ticket);
+            let Some(ticket) = ticket else { continue };
+            let error = self.shelf.take_unreadable(&ticket.book.key, &live.peer()).await;
+            if let Some(error) = error {
+                self.unreadable(live, format!("the book cannot be read: {error}")).await;
+            }
+        }
     }
 
     /// Ends a transfer whose file cannot be read. When the database fails, too, that is tried until it
@@ -427,4 +527,38 @@ impl Engine {
     pub(super) async fn outgoing_unlinked(self: &Arc<Self>, live: &Arc<Live>) {
         self.outgoing_hear(live, Outgoing::LinkDown, |_| {}).await;
     }
+}
+
+/// Why a transfer is where a verdict has put it, for both sides.
+fn explain(record: &mut Record, event: Outgoing, verdict: Verdict) {
+    let (reason, error) = match verdict {
+        Verdict::Allowed if event == Outgoing::Replaced => {
+            ("the book was replaced by another file", None)
+        }
+        Verdict::Allowed => return,
+        Verdict::AskPerson => ("a person has to approve it first", None),
+        Verdict::Refused => ("this server shares its catalog only", Some(ErrorCode::Denied)),
+        Verdict::NotPublished => {
+            ("the book is not in the catalog any more", Some(ErrorCode::NotFound))
+        }
+    };
+    if record.reason.is_none() {
+        record.reason = Some(reason.to_owned());
+    }
+    record.error = record.error.or(error);
+}
+
+/// Why a request stands as it does, as far as the peer is told. A person's own words go to the peer; what this
+/// node or its program says of a failure may name files, and stays here.
+fn words_for_peer(record: &Record) -> Option<String> {
+    let fixed = match (record.state, record.error) {
+        (State::Cancelled, _) => "cancelled by the sender",
+        (State::Paused, _) => "paused by the sender",
+        (State::Failed, Some(ErrorCode::LimitExceeded)) => "the book is larger than books may be there",
+        (State::Failed, Some(ErrorCode::DiskFull | ErrorCode::Io)) => "its disk failed",
+        (State::Failed, Some(ErrorCode::NotFound)) => "the book is not in the catalog any more",
+        (State::Failed, _) => "the sender does not have the book's bytes now",
+        _ => return record.reason.clone(),
+    };
+    Some(fixed.to_owned())
 }

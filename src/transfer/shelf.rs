@@ -4,56 +4,32 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use rusqlite::{OptionalExtension, params};
 use tokio::io::AsyncWriteExt;
 
+use super::grants::Grants;
 use super::held::{self, Held, HeldStorage, Room};
-use super::library::{BookSource, Provided};
+use super::library::{BookSource, Description, Provided};
 use super::message::BookCore;
 use super::part::disown;
+use super::permission::{edition_of_file, edition_on_demand};
+use super::policy::PeerRules;
+use super::space::{Reservation, Space};
 use crate::crypto::{Hash, PublicKey, random};
 use crate::error::{Error, ErrorCode, Result};
-use crate::hypercore::replicator::{CoreHandle, Download, PeerInfo, Policy, Replicator};
+use crate::hypercore::replicator::{CoreHandle, Download, Policy, Replicator};
 use crate::hypercore::{
-    BLOCK_SIZE, BlockSource, Core, FileAccess, Manifest, OpenOptions, StaticTree, Storage,
+    BLOCK_SIZE, BlockSource, Core, CoreError, FileAccess, Manifest, OpenOptions, StaticTree, Storage,
 };
 use crate::store::{Database, Durability, StoreError};
-use crate::sync::lock;
 
 /// How long a program's provider may take to answer, and then between two pieces of the book.
 const PROVIDER_PATIENCE: Duration = Duration::from_secs(60);
 /// How much of a streamed book is read at once.
 const CHUNK: usize = 64 * 1024;
-
-/// Who may read which core, for which transfer.
-#[derive(Default)]
-pub(super) struct Grants {
-    held: Mutex<HashMap<(PublicKey, Hash), HashSet<String>>>,
-}
-
-impl Grants {
-    /// Whether `peer` may have blocks of the core with this key. Asked for every block.
-    pub(super) fn allows(&self, peer: &PublicKey, key: &Hash) -> bool {
-        lock(&self.held).contains_key(&(*peer, *key))
-    }
-
-    fn add(&self, peer: PublicKey, key: Hash, transfer: String) {
-        lock(&self.held).entry((peer, key)).or_default().insert(transfer);
-    }
-
-    fn remove(&self, peer: PublicKey, key: Hash, transfer: &str) {
-        let mut held = lock(&self.held);
-        if let Some(transfers) = held.get_mut(&(peer, key)) {
-            transfers.remove(transfer);
-            if transfers.is_empty() {
-                held.remove(&(peer, key));
-            }
-        }
-    }
-}
 
 /// The open book cores.
 pub(super) struct Shelf {
@@ -62,11 +38,14 @@ pub(super) struct Shelf {
     replicator: Replicator,
     folder: PathBuf,
     max_book_bytes: u64,
-    grants: Arc<Grants>,
+    pub(super) grants: Arc<Grants>,
+    space: Space,
     next_ticket: AtomicU64,
     open: tokio::sync::Mutex<HashMap<Hash, OpenBook>>,
     /// How many files are hashed at a time.
     hashing: tokio::sync::Semaphore,
+    /// How many streamed books are written down at a time.
+    spooling: tokio::sync::Semaphore,
     /// For small books that are open.
     room: Room,
 }
@@ -84,12 +63,33 @@ struct OpenBook {
 
 /// Files are hashed on two threads each; several at once keep those busy while others wait for the disk.
 const HASHED_AT_ONCE: usize = 4;
+/// Streamed books that are written down at once, for all peers together.
+const SPOOLED_AT_ONCE: usize = 4;
+/// For how many bytes at a time a streamed book asks whether the disk has room.
+const SPOOL_STEP: u64 = 8 << 20;
 
 /// The right to an open book core, until it is given back with [`Shelf::release`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ticket {
     pub(super) book: BookCore,
+    /// The edition of the book that the bytes are of.
+    pub(super) edition: Hash,
     number: u64,
+}
+
+/// How far a reader of a core is.
+pub(super) struct Reader {
+    /// It says that it has all blocks below.
+    pub(super) claimed_blocks: u64,
+    /// So many bytes of blocks were sent to it since the core was opened.
+    pub(super) sent_bytes: u64,
+}
+
+/// A book whose core is to be made ready.
+pub(super) struct Wanted<'a> {
+    pub(super) book_id: &'a str,
+    pub(super) book: &'a Description,
+    pub(super) source: BookSource,
 }
 
 impl Shelf {
@@ -100,6 +100,8 @@ impl Shelf {
         replicator: Replicator,
         folder: PathBuf,
         max_book_bytes: u64,
+        rules: Arc<dyn PeerRules>,
+        space: Space,
     ) -> std::io::Result<Self> {
         match std::fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
@@ -111,28 +113,46 @@ impl Shelf {
             replicator,
             folder,
             max_book_bytes,
-            grants: Arc::default(),
+            grants: Arc::new(Grants::new(rules)),
+            space,
             next_ticket: AtomicU64::new(0),
             open: tokio::sync::Mutex::default(),
             hashing: tokio::sync::Semaphore::new(HASHED_AT_ONCE),
+            spooling: tokio::sync::Semaphore::new(SPOOLED_AT_ONCE),
             room: Room::default(),
         })
     }
 
     /// Makes the book's core ready to be served; hashes the file if that was not done before. Nobody
     /// may read it yet.
-    pub(super) async fn prepare(&self, book_id: &str, source: BookSource) -> Result<Ticket> {
-        let (path, is_spooled) = self.file_of(book_id, source).await?;
-        let prepared = self.prepare_file(&path, is_spooled).await;
+    pub(super) async fn prepare(&self, wanted: Wanted<'_>) -> Result<Ticket> {
+        let on_demand = match &wanted.source {
+            BookSource::Path(_) => None,
+            BookSource::OnDemand(_) => Some(edition_on_demand(wanted.book_id, wanted.book)),
+        };
+        let (path, is_spooled) = self.file_of(wanted.book_id, wanted.source).await?;
+        let _turn = self.hashing.acquire().await.map_err(|_| Error::closed())?;
+        let prepared = match stamp(&path, self.max_book_bytes) {
+            Ok(stamp) => {
+                let of_file = || edition_of_file(&path.to_string_lossy(), Some(stamp));
+                let edition = on_demand.unwrap_or_else(of_file);
+                let prepared = self.prepare_file(&path, is_spooled, stamp).await;
+                prepared.map(|ticket| Ticket { edition, ..ticket })
+            }
+            Err(error) => Err(error),
+        };
         if prepared.is_err() && is_spooled {
             remove_quietly(&path);
         }
         prepared
     }
 
-    async fn prepare_file(&self, path: &Path, is_spooled: bool) -> Result<Ticket> {
-        let _turn = self.hashing.acquire().await.map_err(|_| Error::closed())?;
-        let stamp = stamp(path, self.max_book_bytes)?;
+    async fn prepare_file(
+        &self,
+        path: &Path,
+        is_spooled: bool,
+        stamp: (u64, i64),
+    ) -> Result<Ticket> {
         if let Some(held) = self.room.take(stamp.0) {
             return self.prepare_small(path, is_spooled, stamp.0, held).await;
         }
@@ -228,7 +248,7 @@ impl Shelf {
     fn ticket(&self, entry: &mut OpenBook, book: BookCore) -> Ticket {
         let number = self.next_ticket.fetch_add(1, Ordering::Relaxed);
         entry.tickets.insert(number);
-        Ticket { book, number }
+        Ticket { book, edition: [0; 32], number }
     }
 
     /// The core of a file that was hashed in an earlier run; `None` when its data are gone.
@@ -246,18 +266,8 @@ impl Shelf {
         (core.contiguous_length() == book.length).then_some(core)
     }
 
-    /// Lets `peer` read the core for this transfer.
-    pub(super) async fn grant(&self, ticket: Ticket, peer: PublicKey, transfer: &str) {
-        self.grants.add(peer, ticket.book.key, transfer.to_owned());
-        self.refresh(&ticket.book.key).await;
-    }
-
-    /// Takes the right to read back, at once. [`Shelf::release`] then closes what nobody reads.
-    pub(super) fn revoke(&self, key: Hash, peer: PublicKey, transfer: &str) {
-        self.grants.remove(peer, key, transfer);
-    }
-
-    async fn refresh(&self, key: &Hash) {
+    /// Has whoever waits for the core with this key look at the grants again.
+    pub(super) async fn refresh(&self, key: &Hash) {
         if let Some(entry) = self.open.lock().await.get(key) {
             entry.handle.refresh();
         }
@@ -277,15 +287,24 @@ impl Shelf {
         }
     }
 
-    /// The file of a core that is open here.
-    pub(super) async fn path_of(&self, key: &Hash) -> Option<PathBuf> {
-        self.open.lock().await.get(key).map(|entry| entry.path.clone())
+    /// The file of a core that is open here, and its size in bytes.
+    pub(super) async fn file_with(&self, key: &Hash) -> Option<(PathBuf, u64)> {
+        let open = self.open.lock().await;
+        open.get(key).map(|entry| (entry.path.clone(), entry.core.byte_length()))
     }
 
-    /// How `peer` does with the core.
-    pub(super) async fn reader(&self, key: &Hash, peer: &PublicKey) -> Option<PeerInfo> {
+    /// How many blocks `peer` says it has, and how many bytes it was sent; `None` when the core is not open.
+    pub(super) async fn reader(&self, key: &Hash, peer: &PublicKey) -> Option<Reader> {
         let open = self.open.lock().await;
-        open.get(key)?.handle.peers().into_iter().find(|info| info.public_key == *peer)
+        let handle = &open.get(key)?.handle;
+        let info = handle.peers().into_iter().find(|info| info.public_key == *peer);
+        let claimed_blocks = info.map_or(0, |info| info.remote_contiguous_length);
+        Some(Reader { claimed_blocks, sent_bytes: handle.uploaded_bytes(peer) })
+    }
+
+    /// Why a block of the core could not be read for `peer`, if so; said once.
+    pub(super) async fn take_unreadable(&self, key: &Hash, peer: &PublicKey) -> Option<CoreError> {
+        self.open.lock().await.get(key)?.handle.take_unreadable(peer)
     }
 
     /// Closes every core.
@@ -311,14 +330,61 @@ impl Shelf {
         match provided {
             Provided::Path(path) => Ok((path, false)),
             Provided::Reader(reader) => {
+                let _turn = self.spooling.acquire().await.map_err(|_| Error::closed())?;
                 let path = self.folder.join(format!("{}.book", z32::encode(&random::<16>())));
-                let spooled = spool(reader, &path, self.max_book_bytes).await;
+                let spooled = self.spool(reader, &path).await;
                 if spooled.is_err() {
                     remove_quietly(&path);
                 }
                 spooled.map(|()| (path, true))
             }
         }
+    }
+
+    /// Writes a streamed book into a file. How large it is shows at its end, so it asks for room step by step.
+    async fn spool(
+        &self,
+        mut reader: Box<dyn tokio::io::AsyncRead + Send + Unpin>,
+        path: &Path,
+    ) -> Result<()> {
+        use tokio::io::AsyncReadExt;
+        tokio::fs::create_dir_all(&self.folder).await?;
+        let mut file = tokio::fs::File::create_new(path).await?;
+        let (mut chunk, mut total) = (vec![0; CHUNK], 0u64);
+        let mut room = self.room_to_spool().await?;
+        let mut room_until = SPOOL_STEP;
+        loop {
+            let read = tokio::time::timeout(PROVIDER_PATIENCE, reader.read(&mut chunk))
+                .await
+                .map_err(|_| unavailable("the program stopped providing the book halfway"))?
+                .map_err(|error| {
+                    unavailable(&format!("the program did not provide the book: {error}"))
+                })?;
+            let Some(bytes) = chunk.get(..read).filter(|bytes| !bytes.is_empty()) else { break };
+            total += read as u64;
+            if total > self.max_book_bytes {
+                return Err(Error::new(
+                    ErrorCode::LimitExceeded,
+                    "the book is larger than books may be",
+                ));
+            }
+            if total > room_until {
+                // What was written is not free any more.
+                file.flush().await?;
+                room.shrink_to(0);
+                room = self.room_to_spool().await?;
+                room_until = total + SPOOL_STEP;
+            }
+            file.write_all(bytes).await?;
+        }
+        file.flush().await?;
+        Ok(())
+    }
+
+    async fn room_to_spool(&self) -> Result<Reservation> {
+        let (space, folder) = (self.space.clone(), self.folder.clone());
+        let room = crate::tasks::blocking(move || space.reserve(&[(&folder, SPOOL_STEP)])).await;
+        room.map_err(|_| Error::closed())?
     }
 
     fn known(&self, path: &Path, (size, modified): (u64, i64)) -> Result<Option<BookCore>> {
@@ -386,42 +452,18 @@ fn stamp(path: &Path, max_bytes: u64) -> Result<(u64, i64)> {
     if file.len() > max_bytes {
         return Err(Error::new(ErrorCode::LimitExceeded, "the book is larger than books may be"));
     }
-    let modified = file.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    let nanos = modified.and_then(|since| i64::try_from(since.as_nanos()).ok()).unwrap_or(0);
-    Ok((file.len(), nanos))
+    Ok(stamp_in(&file))
 }
 
-/// Writes a streamed book into a file.
-async fn spool(
-    mut reader: Box<dyn tokio::io::AsyncRead + Send + Unpin>,
-    path: &Path,
-    max_bytes: u64,
-) -> Result<()> {
-    use tokio::io::AsyncReadExt;
-    if let Some(folder) = path.parent() {
-        tokio::fs::create_dir_all(folder).await?;
-    }
-    let mut file = tokio::fs::File::create_new(path).await?;
-    let (mut chunk, mut total) = (vec![0; CHUNK], 0u64);
-    loop {
-        let read = tokio::time::timeout(PROVIDER_PATIENCE, reader.read(&mut chunk))
-            .await
-            .map_err(|_| unavailable("the program stopped providing the book halfway"))?
-            .map_err(|error| {
-                unavailable(&format!("the program did not provide the book: {error}"))
-            })?;
-        let Some(bytes) = chunk.get(..read).filter(|bytes| !bytes.is_empty()) else { break };
-        total += read as u64;
-        if total > max_bytes {
-            return Err(Error::new(
-                ErrorCode::LimitExceeded,
-                "the book is larger than books may be",
-            ));
-        }
-        file.write_all(bytes).await?;
-    }
-    file.flush().await?;
-    Ok(())
+/// A file's size and time of change; `None` when there is no file. Blocks on disk.
+pub(super) fn stamp_of(path: &Path) -> Option<(u64, i64)> {
+    std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file).map(|file| stamp_in(&file))
+}
+
+fn stamp_in(file: &std::fs::Metadata) -> (u64, i64) {
+    let modified = file.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let nanos = modified.and_then(|since| i64::try_from(since.as_nanos()).ok()).unwrap_or(0);
+    (file.len(), nanos)
 }
 
 fn unavailable(message: &str) -> Error {

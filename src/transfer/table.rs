@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::library::Description;
 use super::message::BookCore;
-use super::record::Record;
+use super::record::{Approval, Record};
 use super::state::{Direction, State};
 use crate::crypto::PublicKey;
 use crate::error::ErrorCode;
@@ -36,7 +36,7 @@ pub struct Filter {
 
 const COLUMNS: &str = "id, direction, peer, request_id, book_id, title, author, format, size_bytes, \
      state, reason, error, core_key, tree_hash, length, byte_length, bytes, save_to, path, approved, \
-     told, created_at, updated_at";
+     told, created_at, updated_at, approved_edition, approved_hash";
 
 const UNFINISHED: &str = "state NOT IN ('completed', 'denied', 'cancelled', 'failed')";
 
@@ -44,13 +44,14 @@ const UNFINISHED: &str = "state NOT IN ('completed', 'denied', 'cancelled', 'fai
 pub(super) fn put(transaction: &Transaction<'_>, record: &Record) -> Result<(), StoreError> {
     let sql = format!(
         "INSERT INTO transfers ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, \
-         ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23) \
+         ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25) \
          ON CONFLICT (id) DO UPDATE SET title = excluded.title, author = excluded.author, \
          format = excluded.format, size_bytes = excluded.size_bytes, \
          state = excluded.state, reason = excluded.reason, \
          error = excluded.error, core_key = excluded.core_key, tree_hash = excluded.tree_hash, \
          length = excluded.length, byte_length = excluded.byte_length, bytes = excluded.bytes, \
          save_to = excluded.save_to, path = excluded.path, approved = excluded.approved, \
+         approved_edition = excluded.approved_edition, approved_hash = excluded.approved_hash, \
          told = excluded.told, updated_at = excluded.updated_at"
     );
     let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.to_string_lossy().into_owned());
@@ -74,15 +75,49 @@ pub(super) fn put(transaction: &Transaction<'_>, record: &Record) -> Result<(), 
         record.bytes,
         path(&record.save_to),
         path(&record.path),
-        record.approved,
+        record.approval.is_some(),
         record.told,
         record.created_at,
         record.updated_at,
+        record.approval.map(|approval| approval.edition),
+        record.approval.and_then(|approval| approval.hash),
     ])?;
     Ok(())
 }
 
-/// Forgets all but the latest finished transfers with that peer.
+/// Ends every transfer with a peer, and what a person approved for it, in the transaction that removes or blocks
+/// the peer.
+///
+/// # Errors
+///
+/// When the database fails.
+pub fn end_all_with(
+    transaction: &Transaction<'_>,
+    peer: &PublicKey,
+) -> Result<(), StoreError> {
+    let sql = "UPDATE transfers SET approved = 0, approved_edition = NULL, approved_hash = NULL, \
+         told = 1, state = CASE WHEN state IN ('completed', 'denied') THEN state ELSE 'cancelled' END \
+         WHERE peer = ?1 AND (approved OR state NOT IN ('completed', 'denied', 'cancelled'))";
+    transaction.prepare_cached(sql)?.execute([peer.as_bytes()])?;
+    Ok(())
+}
+
+/// Every transfer with a peer that could go on: those that are not finished, and those that failed and can be
+/// resumed.
+pub(super) fn endable(
+    connection: &Connection,
+    peer: &PublicKey,
+) -> Result<Vec<String>, StoreError> {
+    let sql = "SELECT id FROM transfers WHERE peer = ?1 \
+         AND state NOT IN ('completed', 'denied', 'cancelled') \
+         AND NOT (direction = 'outgoing' AND state = 'failed')";
+    let mut statement = connection.prepare_cached(sql)?;
+    let rows = statement.query_map([peer.as_bytes()], |row| row.get(0))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Forgets all but the latest finished transfers with that peer. What failed on its way here can be resumed, so it
+/// is not finished.
 pub(super) fn prune(
     transaction: &Transaction<'_>,
     direction: Direction,
@@ -90,7 +125,8 @@ pub(super) fn prune(
 ) -> Result<(), StoreError> {
     let sql = format!(
         "DELETE FROM transfers WHERE id IN (SELECT id FROM transfers WHERE direction = ?1 AND \
-         peer = ?2 AND NOT ({UNFINISHED}) ORDER BY updated_at DESC LIMIT -1 OFFSET ?3)"
+         peer = ?2 AND NOT ({UNFINISHED}) AND NOT (direction = 'incoming' AND state = 'failed') \
+         ORDER BY updated_at DESC, rowid DESC LIMIT -1 OFFSET ?3)"
     );
     transaction.prepare_cached(&sql)?.execute(params![
         direction.as_str(),
@@ -193,6 +229,10 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Record> {
             byte_length: row.get("byte_length")?,
         }),
     };
+    let approval = match (row.get("approved")?, row.get("approved_edition")?) {
+        (true, Some(edition)) => Some(Approval { edition, hash: row.get("approved_hash")? }),
+        _ => None,
+    };
     let direction = match row.get::<_, String>("direction")?.as_str() {
         "incoming" => Direction::Incoming,
         "outgoing" => Direction::Outgoing,
@@ -217,7 +257,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Record> {
         bytes: row.get("bytes")?,
         save_to: path(row.get("save_to")?),
         path: path(row.get("path")?),
-        approved: row.get("approved")?,
+        approval,
         told: row.get("told")?,
         created_at: row.get("created_at")?,
         updated_at: row.get("updated_at")?,

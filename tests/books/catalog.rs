@@ -211,6 +211,8 @@ async fn a_database_of_the_version_before_search_is_filled_from_its_feeds() {
              DROP TABLE catalog_books; DROP TABLE catalog_words; DROP TABLE catalog_search; \
              DROP INDEX cores_by_key; \
              DROP INDEX transfers_by_book; \
+             ALTER TABLE transfers DROP COLUMN approved_edition; \
+             ALTER TABLE transfers DROP COLUMN approved_hash; \
              CREATE TABLE catalog_books (row INTEGER PRIMARY KEY, feed INTEGER NOT NULL, \
                book_id TEXT NOT NULL, entry TEXT NOT NULL, UNIQUE (feed, book_id)) STRICT; \
              CREATE VIRTUAL TABLE catalog_search USING fts5 (words, content = '', \

@@ -166,19 +166,18 @@ impl Server {
             }),
             on_hello: Arc::new(move |peer, hello| {
                 let catalog = hearing.clone();
-                let learning = tokio::spawn(async move {
-                    match hello.feed_key {
-                        Some(key) => catalog.set_feed(peer, key).await,
-                        None => Ok(()),
+                tokio::spawn(async move {
+                    if let Some(key) = hello.feed_key {
+                        let _ = catalog.set_feed(peer, key).await;
                     }
                 });
-                Box::pin(async move { learning.await.unwrap_or(Ok(())) })
             }),
             data_dir: folder.to_owned(),
             books_dir: folder.join("books"),
             limits,
         })
         .await?;
+        catalog.on_change(transfers.readers());
         let (key, keys) = (keys.public_key(), keys.clone());
         Ok(Self { key, keys, database, replicator, events, catalog, transfers, rules })
     }

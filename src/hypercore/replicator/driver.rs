@@ -357,6 +357,7 @@ async fn prove(
                 no_data(request, NoDataReason::InvalidRequest)
             }
             Some(Err(error)) => {
+                membership.swarm.note_unreadable(membership.public_key, error.clone());
                 replicator.emit(membership, EventKind::Unreadable { error });
                 refused
             }

@@ -268,6 +268,25 @@ impl CoreHandle {
         self.swarm.peers()
     }
 
+    /// Why blocks could not be stored, if so: what [`EventKind::Failed`] says, for those who may have missed it.
+    #[must_use]
+    pub fn failure(&self) -> Option<CoreError> {
+        self.swarm.failure()
+    }
+
+    /// Why a block that this peer asked for could not be read, once: what [`EventKind::Unreadable`] says, for those
+    /// who may have missed it.
+    #[must_use]
+    pub fn take_unreadable(&self, peer: &PublicKey) -> Option<CoreError> {
+        self.swarm.take_unreadable(peer)
+    }
+
+    /// How many bytes of blocks this peer was sent since the core was added, also on channels that are closed.
+    #[must_use]
+    pub fn uploaded_bytes(&self, peer: &PublicKey) -> u64 {
+        self.swarm.uploaded_to(peer)
+    }
+
     /// Has the peers that say they have as much as this core prove it, once for each head; see
     /// [`PeerInfo::proven`].
     pub fn ask_for_proofs(&self) {

@@ -33,6 +33,10 @@ pub(super) struct Swarm {
     /// Ends all channels of this core.
     pub(super) closed: CancellationToken,
     policy: Mutex<Policy>,
+    /// How many bytes of blocks each peer was sent, over all its channels.
+    uploaded: Mutex<HashMap<PublicKey, u64>>,
+    /// What could not be read for a peer last. Whoever misses the event finds it here.
+    unreadable: Mutex<HashMap<PublicKey, CoreError>>,
     state: Mutex<State>,
     /// Counts what may let a wait in `fetch.rs` end besides changes of the core: peers that say what they
     /// have or leave, and places of bytes that become known.
@@ -76,6 +80,8 @@ impl Swarm {
             core,
             closed: CancellationToken::new(),
             policy: Mutex::new(policy),
+            uploaded: Mutex::default(),
+            unreadable: Mutex::default(),
             state: Mutex::new(state),
             progress: watch::channel(0).0,
         }
@@ -176,6 +182,21 @@ impl Swarm {
             member.peer.dropped(start, length);
         }
         self.wake_all();
+    }
+
+    /// Notes that a block could not be read for a peer.
+    pub(super) fn note_unreadable(&self, peer: PublicKey, error: CoreError) {
+        lock(&self.unreadable).insert(peer, error);
+    }
+
+    /// Why a block could not be read for a peer, once.
+    pub(super) fn take_unreadable(&self, peer: &PublicKey) -> Option<CoreError> {
+        lock(&self.unreadable).remove(peer)
+    }
+
+    /// How many bytes of blocks a peer was sent, over all its channels.
+    pub(super) fn uploaded_to(&self, peer: &PublicKey) -> u64 {
+        lock(&self.uploaded).get(peer).copied().unwrap_or_default()
     }
 
     pub(super) fn peers(&self) -> Vec<PeerInfo> {
@@ -314,6 +335,7 @@ impl Membership {
 
     /// Counts what was sent to the peer.
     pub(super) fn uploaded(&self, blocks: u64, bytes: u64) {
+        *lock(&self.swarm.uploaded).entry(self.public_key).or_default() += bytes;
         self.with(|peer, _, _| {
             peer.counters.uploaded_blocks += blocks;
             peer.counters.uploaded_bytes += bytes;
