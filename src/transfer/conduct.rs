@@ -25,7 +25,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// What is counted of a connection.
 pub(super) struct Conduct {
     nonsense: u32,
-    hellos: RateLimit,
     useless: RateLimit,
     unknown: RateLimit,
 }
@@ -34,7 +33,6 @@ impl Default for Conduct {
     fn default() -> Self {
         Self {
             nonsense: 0,
-            hellos: RateLimit::new(HELLOS_A_SECOND, HELLO_BURST),
             useless: RateLimit::new(USELESS_A_SECOND, USELESS_BURST),
             unknown: RateLimit::new(UNKNOWN_A_SECOND, UNKNOWN_BURST),
         }
@@ -42,22 +40,21 @@ impl Default for Conduct {
 }
 
 impl Conduct {
-    /// The peer said hello.
+    /// A message could not be read.
     ///
     /// # Errors
     ///
-    /// What it did wrong, as with all of these: the connection is to end.
-    pub(super) fn hello(&mut self) -> Result<(), String> {
-        allow(self.hellos.allow(), "says hello too often")
-    }
-
-    /// A message could not be read.
+    /// What the peer did wrong: the connection is to end.
     pub(super) fn nonsense(&mut self, why: &str) -> Result<(), String> {
         self.nonsense += 1;
         allow(self.nonsense <= MAX_NONSENSE, why)
     }
 
     /// A message changed nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Conduct::nonsense`].
     pub(super) fn useless(&mut self) -> Result<(), String> {
         allow(self.useless.allow(), "keeps sending messages that lead nowhere")
     }
@@ -66,6 +63,11 @@ impl Conduct {
     pub(super) fn unknown_book(&mut self) -> Duration {
         self.unknown.charge(1).min(LONGEST_PAUSE)
     }
+}
+
+/// How often a peer may open the channel again on one connection, saying hello each time.
+pub(super) fn hello_limit() -> RateLimit {
+    RateLimit::new(HELLOS_A_SECOND, HELLO_BURST)
 }
 
 fn allow(is_fine: bool, why: &str) -> Result<(), String> {
@@ -83,8 +85,6 @@ mod tests {
         assert!(conduct.useless().is_err());
         tokio::time::advance(Duration::from_secs(20)).await;
         assert!((0..1000).all(|_| conduct.useless().is_ok()));
-        assert!((0..HELLO_BURST).all(|_| conduct.hello().is_ok()));
-        assert!(conduct.hello().is_err());
         assert!((0..MAX_NONSENSE).all(|_| conduct.nonsense("?").is_ok()));
         assert!(conduct.nonsense("?").is_err());
         tokio::time::advance(Duration::from_secs(1000)).await;

@@ -234,7 +234,8 @@ impl Transfer {
     }
 
     async fn act_incoming(&self, live: &Arc<Live>, action: &Action) -> Result<bool> {
-        if matches!(action, Action::Resume) && !self.engine.options.peers.is_approved(&live.peer()) {
+        if matches!(action, Action::Resume) && !self.engine.options.peers.is_approved(&live.peer())
+        {
             let message = "the peer is not approved here; add or approve it, then resume";
             return Err(Error::new(ErrorCode::NotApproved, message));
         }

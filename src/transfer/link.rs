@@ -1,14 +1,14 @@
 //! The `alex/p2p` channel of one connection: hello, then messages both ways until either end goes.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::conduct::Conduct;
+use super::conduct::{Conduct, hello_limit};
 use super::engine::Engine;
 use super::line::{Letter, Line, Link, Tells};
 use super::message::{Cancel, Done, Hello, MAX_MESSAGE_BYTES, Message, PROTOCOL, Request};
@@ -18,6 +18,7 @@ use super::state::Direction;
 use super::turns::Turns;
 use crate::crypto::PublicKey;
 use crate::protomux::{Channel, ChannelOptions, Protomux};
+use crate::sync::lock;
 use crate::tasks::Spawn;
 
 /// How many of our messages may wait for a peer. More than all open transfers can have to say.
@@ -69,6 +70,31 @@ impl Owed {
     }
 }
 
+/// The channel that a peer opened last, until it is served; one that it opened before and has left is dropped.
+#[derive(Default)]
+struct Reopened {
+    channel: Mutex<Option<Channel>>,
+    put: Notify,
+}
+
+impl Reopened {
+    fn put(&self, channel: Channel) {
+        let left = lock(&self.channel).replace(channel);
+        self.put.notify_one();
+        drop(left);
+    }
+
+    /// Waits for a channel. Cancel safe.
+    async fn take(&self) -> Channel {
+        loop {
+            if let Some(channel) = lock(&self.channel).take() {
+                return channel;
+            }
+            self.put.notified().await;
+        }
+    }
+}
+
 /// What came of a message.
 struct Heard {
     /// A request that the disk kept from being answered.
@@ -79,11 +105,12 @@ struct Heard {
 impl Engine {
     /// Speaks `alex/p2p` on a connection until it closes. Needs a tokio runtime.
     pub(super) fn attach(self: &Arc<Self>, mux: &Protomux) {
-        // A peer that sets its channel up later, or anew, opens it then.
-        let (opened, reopened) = mpsc::channel(1);
+        // A peer that sets its channel up later, or again, opens it then.
+        let reopened = Arc::new(Reopened::default());
         let options = self.channel_options();
         let weak = Arc::downgrade(self);
-        let handler_mux = mux.clone();
+        let (handler_mux, opened) = (mux.clone(), Arc::clone(&reopened));
+        let hellos = Mutex::new(hello_limit());
         mux.on_open(
             PROTOCOL,
             Arc::new(move |remote| {
@@ -91,15 +118,17 @@ impl Engine {
                 if !remote.id.is_empty() {
                     return;
                 }
+                if !lock(&hellos).allow() {
+                    return handler_mux.close_with("the peer says hello too often".to_owned());
+                }
                 if let Ok(channel) = handler_mux.open(engine.channel_options()) {
-                    // Full: one is waiting already, and this one closes by being dropped.
-                    let _ = opened.try_send(channel);
+                    opened.put(channel);
                 }
             }),
         );
         let first = mux.open(options).ok();
         let (engine, mux) = (Arc::clone(self), mux.clone());
-        self.spawn(async move { engine.serve_connection(mux, first, reopened).await });
+        self.spawn(async move { engine.serve_connection(mux, first, &reopened).await });
     }
 
     fn channel_options(&self) -> ChannelOptions {
@@ -115,7 +144,7 @@ impl Engine {
         self: Arc<Self>,
         mux: Protomux,
         mut next: Option<Channel>,
-        mut reopened: mpsc::Receiver<Channel>,
+        reopened: &Reopened,
     ) {
         let peer = mux.remote_public_key();
         let mut conduct = Conduct::default();
@@ -123,10 +152,7 @@ impl Engine {
             let channel = match next.take() {
                 Some(channel) => channel,
                 None => tokio::select! {
-                    channel = reopened.recv() => match channel {
-                        Some(channel) => channel,
-                        None => return,
-                    },
+                    channel = reopened.take() => channel,
                     _ = mux.closed() => return,
                     () = self.closing.cancelled() => return,
                 },
@@ -153,7 +179,6 @@ impl Engine {
             () = self.closing.cancelled() => return Ok(()),
         };
         let hello = Hello::decode(&handshake).map_err(|error| error.to_string())?;
-        conduct.hello()?;
         if !self.options.peers.is_approved(&peer) {
             return Ok(());
         }
@@ -242,9 +267,9 @@ impl Engine {
             Message::Cancel(Cancel { id }) | Message::Done(Done { id }) => {
                 self.asked_as(peer, id).is_some()
             }
-            Message::Reply(reply) => self
-                .live(&reply.id)
-                .is_some_and(|live| live.is_of(peer, Direction::Incoming)),
+            Message::Reply(reply) => {
+                self.live(&reply.id).is_some_and(|live| live.is_of(peer, Direction::Incoming))
+            }
             Message::Unknown(_) => false,
         }
     }

@@ -128,7 +128,9 @@ impl Engine {
             // A policy that lets it have the book now is as good as a person.
             State::AwaitingApproval if self.is_asked_now(live) => Outgoing::Approve,
             State::AwaitingApproval => Outgoing::ApproveOffline,
-            State::Requested | State::Transferring if is_catalog && self.is_replaced(live).await? => {
+            State::Requested | State::Transferring
+                if is_catalog && self.is_replaced(live).await? =>
+            {
                 Outgoing::Replaced
             }
             _ => Outgoing::Reconsider,
@@ -177,12 +179,7 @@ pub(super) fn edition_of_file(path: &str, stamp: Option<(u64, i64)>) -> Hash {
 /// The edition of a book that the program gives when it is asked.
 pub(super) fn edition_on_demand(book_id: &str, book: &Description) -> Hash {
     // With lengths, so that no two descriptions read the same.
-    let fields = [
-        Some(book_id),
-        Some(&book.title),
-        book.author.as_deref(),
-        book.format.as_deref(),
-    ];
+    let fields = [Some(book_id), Some(&book.title), book.author.as_deref(), book.format.as_deref()];
     let mut text = b"alex/p2p edition on demand".to_vec();
     for field in fields {
         text.extend((field.map_or(u64::MAX, |field| field.len() as u64)).to_le_bytes());

@@ -554,7 +554,9 @@ fn words_for_peer(record: &Record) -> Option<String> {
     let fixed = match (record.state, record.error) {
         (State::Cancelled, _) => "cancelled by the sender",
         (State::Paused, _) => "paused by the sender",
-        (State::Failed, Some(ErrorCode::LimitExceeded)) => "the book is larger than books may be there",
+        (State::Failed, Some(ErrorCode::LimitExceeded)) => {
+            "the book is larger than books may be there"
+        }
         (State::Failed, Some(ErrorCode::DiskFull | ErrorCode::Io)) => "its disk failed",
         (State::Failed, Some(ErrorCode::NotFound)) => "the book is not in the catalog any more",
         (State::Failed, _) => "the sender does not have the book's bytes now",

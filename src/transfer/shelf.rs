@@ -3,8 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use rusqlite::{OptionalExtension, params};
@@ -22,7 +22,8 @@ use crate::crypto::{Hash, PublicKey, random};
 use crate::error::{Error, ErrorCode, Result};
 use crate::hypercore::replicator::{CoreHandle, Download, Policy, Replicator};
 use crate::hypercore::{
-    BLOCK_SIZE, BlockSource, Core, CoreError, FileAccess, Manifest, OpenOptions, StaticTree, Storage,
+    BLOCK_SIZE, BlockSource, Core, CoreError, FileAccess, Manifest, OpenOptions, StaticTree,
+    Storage,
 };
 use crate::store::{Database, Durability, StoreError};
 

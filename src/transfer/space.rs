@@ -56,8 +56,9 @@ impl Space {
                     0 => String::new(),
                     promised => format!(" beside {promised} for other books"),
                 };
-                let message =
-                    format!("the disk has no room for {bytes} bytes{others}; make room, then resume");
+                let message = format!(
+                    "the disk has no room for {bytes} bytes{others}; make room, then resume"
+                );
                 return Err(Error::new(ErrorCode::DiskFull, message));
             }
         }

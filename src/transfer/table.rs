@@ -91,10 +91,7 @@ pub(super) fn put(transaction: &Transaction<'_>, record: &Record) -> Result<(), 
 /// # Errors
 ///
 /// When the database fails.
-pub fn end_all_with(
-    transaction: &Transaction<'_>,
-    peer: &PublicKey,
-) -> Result<(), StoreError> {
+pub fn end_all_with(transaction: &Transaction<'_>, peer: &PublicKey) -> Result<(), StoreError> {
     let sql = "UPDATE transfers SET approved = 0, approved_edition = NULL, approved_hash = NULL, \
          told = 1, state = CASE WHEN state IN ('completed', 'denied') THEN state ELSE 'cancelled' END \
          WHERE peer = ?1 AND (approved OR state NOT IN ('completed', 'denied', 'cancelled'))";
