@@ -310,7 +310,11 @@ mod tests {
         let (free, wait) = std::sync::mpsc::channel();
         let database = database.clone();
         tokio::spawn(async move {
-            let wait = move |_: &Transaction<'_>| Ok(drop(wait.recv()));
+            let wait = move |_: &Transaction<'_>| {
+                // Until the sender is gone.
+                let _ = wait.recv();
+                Ok(())
+            };
             let _ = database.write::<(), StoreError, _>(wait).await;
         });
         free

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::engine::{Engine, Job, Live};
+use super::engine::Engine;
 use super::landing;
+use super::live::{Job, Live};
 use super::message::BookCore;
 use super::part::Part;
 use super::progress::Meter;

@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::engine::{Engine, Live};
+use super::engine::Engine;
 use super::library::BookReaders;
+use super::live::Live;
 use super::message::MAX_REASON_CHARS;
 use super::options::TransferOptions;
+use super::outgoing::Outgoing;
 use super::permission::Touched;
 use super::record::{Record, TransferInfo};
-use super::state::{Direction, Incoming, Outgoing, State};
+use super::state::{Direction, Incoming, State};
 use super::table::{self, Filter};
 use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
@@ -234,8 +236,7 @@ impl Transfer {
     }
 
     async fn act_incoming(&self, live: &Arc<Live>, action: &Action) -> Result<bool> {
-        if matches!(action, Action::Resume) && !self.engine.options.peers.is_approved(&live.peer())
-        {
+        if matches!(action, Action::Resume) && !self.engine.options.peers.is_approved(&live.peer) {
             let message = "the peer is not approved here; add or approve it, then resume";
             return Err(Error::new(ErrorCode::NotApproved, message));
         }

@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::engine::{Engine, Live};
+use super::engine::Engine;
 use super::held::WholeBook;
 use super::landing;
+use super::live::Live;
 use super::record::Record;
 use super::state::State;
 use crate::error::{Error, Result};

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::engine::Live;
+use super::live::Live;
 use super::message::Message;
 use crate::sync::lock;
 

@@ -13,7 +13,7 @@ use super::engine::Engine;
 use super::line::{Letter, Line, Link, Tells};
 use super::message::{Cancel, Done, Hello, MAX_MESSAGE_BYTES, Message, PROTOCOL, Request};
 use super::receiving::RETRY;
-use super::sending::Answered;
+use super::requests::Answered;
 use super::state::Direction;
 use super::turns::Turns;
 use crate::crypto::PublicKey;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::engine::Live;
+use super::live::Live;
 use super::record::Record;
 use super::state::{Direction, State};
 use crate::crypto::PublicKey;

@@ -4,9 +4,9 @@
 //! |---|---|
 //! | `handle.rs` | transfers as a program sees them |
 //! | `message.rs`, `link.rs`, `line.rs`, `conduct.rs` | the messages of `alex/p2p`; its channel on a connection; the peer's line; how often it may say what |
-//! | `state.rs`, `engine.rs` | a transfer's life; how its state changes |
+//! | `state.rs`, `outgoing.rs`, `engine.rs`, `live.rs`, `lives.rs` | a transfer's life; how its state changes; one that is not finished, and all of these |
 //! | `receiving.rs`, `download.rs`, `part.rs`, `landing.rs`, `lander.rs`, `filename.rs` | the receiving side |
-//! | `sending.rs`, `shelf.rs`, `library.rs` | the sending side |
+//! | `requests.rs`, `sending.rs`, `shelf.rs`, `library.rs` | the sending side |
 //! | `policy.rs`, `permission.rs`, `grants.rs` | who may have books; whether a peer may read a book now; asked for every block |
 //! | `held.rs`, `space.rs` | small books, which go through memory; room on the disks |
 //! | `turns.rs`, `record.rs`, `table.rs` | one after the other; a transfer written down |
@@ -23,15 +23,18 @@ mod landing;
 mod library;
 mod line;
 mod link;
+mod live;
 mod lives;
 pub mod message;
 mod options;
+mod outgoing;
 mod part;
 mod permission;
 mod policy;
 mod progress;
 mod receiving;
 mod record;
+mod requests;
 mod sending;
 mod shelf;
 mod space;

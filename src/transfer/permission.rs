@@ -10,12 +10,14 @@ use std::sync::atomic::Ordering;
 
 use tokio::task::JoinSet;
 
-use super::engine::{Engine, Live};
+use super::engine::Engine;
 use super::library::{BookSource, Description};
+use super::live::Live;
+use super::outgoing::{Outgoing, Verdict};
 use super::policy::Policy;
 use super::record::{Approval, Record};
 use super::shelf::{Ticket, stamp_of};
-use super::state::{Direction, Outgoing, State, Verdict};
+use super::state::{Direction, State};
 use crate::crypto::{Hash, PublicKey, hash};
 use crate::error::Result;
 use crate::sync::lock;
@@ -102,7 +104,7 @@ impl Engine {
     pub(super) async fn reconsider(self: &Arc<Self>, touched: Touched) -> Result<()> {
         let mut asking = JoinSet::new();
         for live in self.all_live() {
-            if live.direction() != Direction::Outgoing || live.info.borrow().state.is_terminal() {
+            if live.direction != Direction::Outgoing || live.info.borrow().state.is_terminal() {
                 continue;
             }
             // Waiting for the record, which may be on its way to the disk, keeps no other transfer waiting.
@@ -152,7 +154,7 @@ impl Engine {
     /// Whether the peer has asked for it on the connection that there is.
     pub(super) fn is_asked_now(&self, live: &Live) -> bool {
         let asked_on = live.asked_on.load(Ordering::Acquire);
-        self.line(&live.peer()).link().is_some_and(|link| link.number == asked_on)
+        self.line(&live.peer).link().is_some_and(|link| link.number == asked_on)
     }
 }
 

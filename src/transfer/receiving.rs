@@ -8,12 +8,13 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::engine::{Engine, Live};
+use super::engine::Engine;
 use super::library::Description;
 use super::line::Tells;
+use super::live::Live;
 use super::message::{BookCore, Cancel, Done, MAX_BOOK_ID_BYTES, Message, Reply, Request, Status};
 use super::record::Record;
-use super::sending::Answered;
+use super::requests::Answered;
 use super::space::Reservation;
 use super::state::{self, Action, Direction, Incoming, State};
 use super::{landing, table};

@@ -2,20 +2,20 @@
 //! transfers on.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::engine::{Baseline, Ending, Engine, Live};
+use super::engine::Engine;
 use super::held::SMALL_BOOK;
-use super::message::{Cancel, Done, Message, Reply, Request, Status};
+use super::live::{Baseline, Live};
+use super::outgoing::{self, Outgoing, Verdict};
 use super::progress::Meter;
 use super::receiving::RETRY;
 use super::record::Record;
+use super::requests::Answered;
 use super::shelf::{Ticket, Wanted};
-use super::state::{self, Action, Direction, Outgoing, State, Verdict};
-use super::table;
+use super::state::{Action, Direction, State};
 use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
 use crate::events::EventKind;
@@ -27,99 +27,7 @@ const WATCH: Duration = Duration::from_millis(500);
 /// How long a reader that has every block may take to say so, before it is taken as said.
 const DONE_GRACE: Duration = Duration::from_secs(5);
 
-/// What a peer's message came to.
-pub(super) enum Answered {
-    /// A transfer moved, or an answer that costs no disk was given for the first time.
-    Useful,
-    /// Nothing changed by it.
-    Useless,
-    /// It asked for a book that is not in the catalog.
-    UnknownBook,
-}
-
 impl Engine {
-    /// A peer asks for a book of ours on the link with that number, for the first time or again. Gives the request
-    /// back when the disk keeps it from being answered.
-    pub(super) async fn on_request(
-        self: &Arc<Self>,
-        peer: PublicKey,
-        request: Request,
-        link: u64,
-    ) -> (Option<Request>, Answered) {
-        let id = request.id.clone();
-        let error = match self.answer(peer, &request, link).await {
-            Ok(answered) => return (None, answered),
-            Err(error) => error,
-        };
-        tracing::warn!(peer = peer.short(), %error, "a request could not be answered");
-        let is_disk = matches!(error.code, ErrorCode::DiskFull | ErrorCode::Io);
-        let (status, reason) = match is_disk {
-            true => (Status::Pending, "its disk failed"),
-            false => (Status::Unavailable, "internal error"),
-        };
-        self.reply(&peer, id, status, Some(reason.into()));
-        (is_disk.then_some(request), Answered::Useful)
-    }
-
-    async fn answer(
-        self: &Arc<Self>,
-        peer: PublicKey,
-        request: &Request,
-        link: u64,
-    ) -> Result<Answered> {
-        if !self.options.peers.is_approved(&peer) {
-            return Ok(Answered::Useless);
-        }
-        let known = match self.asked_as(&peer, &request.id) {
-            Some(live) => Some(live),
-            None => self.find(|c| table::by_request(c, &peer, &request.id))?,
-        };
-        let limit = self.options.limits.open_requests;
-        let live = match known {
-            Some(live) => live,
-            None => {
-                let Some(published) = self.look_up(&request.book_id)? else {
-                    self.reply(&peer, request.id.clone(), Status::Unavailable, None);
-                    return Ok(Answered::UnknownBook);
-                };
-                let (id, book_id) = (request.id.clone(), request.book_id.clone());
-                let record = Record::outgoing(peer, id, book_id, published.book.clone());
-                let Some(live) = self.adopt_within(limit, record).await? else {
-                    return Ok(self.too_many(&peer, request));
-                };
-                *lock(&live.published) = Some(published);
-                live
-            }
-        };
-        {
-            let record = live.record.lock().await;
-            if record.book_id != request.book_id {
-                let reason = "this id was used for another book".to_owned();
-                self.reply(&peer, request.id.clone(), Status::Denied, Some(reason));
-                self.settle(&record);
-                return Ok(Answered::Useless);
-            }
-            let is_over = matches!(record.state, State::Completed | State::Failed);
-            if is_over && !self.may_reopen(&live, limit) {
-                self.settle(&record);
-                return Ok(self.too_many(&peer, request));
-            }
-        }
-        live.asked_on.store(link, Ordering::Release);
-        let before = live.info.borrow().state;
-        let asked = self.outgoing_step(&live, Outgoing::Asked, |_| {}).await;
-        live.is_reopening.store(false, Ordering::Relaxed);
-        asked?;
-        let is_moved = live.info.borrow().state != before;
-        Ok(if is_moved { Answered::Useful } else { Answered::Useless })
-    }
-
-    fn too_many(&self, peer: &PublicKey, request: &Request) -> Answered {
-        let reason = "too many open requests; ask again later".to_owned();
-        self.reply(peer, request.id.clone(), Status::Pending, Some(reason));
-        Answered::Useless
-    }
-
     /// Moves an outgoing transfer on. False when the event does not apply to its state.
     ///
     /// Whatever can lead to the peer reading the book is here, and asks whether it may.
@@ -147,7 +55,7 @@ impl Engine {
                 return Err(error);
             }
         };
-        let Some((next, actions)) = state::outgoing(record.state, event, verdict) else {
+        let Some((next, actions)) = outgoing::step(record.state, event, verdict) else {
             self.settle(&record);
             return Ok(false);
         };
@@ -197,7 +105,7 @@ impl Engine {
     }
 
     /// [`Engine::outgoing_step`] for what nobody waits for.
-    async fn outgoing_hear(
+    pub(super) async fn outgoing_hear(
         self: &Arc<Self>,
         live: &Arc<Live>,
         event: Outgoing,
@@ -419,57 +327,6 @@ impl Engine {
         })
     }
 
-    /// Tells the peer how its request stands, in words that are meant for peers: what went wrong here is told the
-    /// owner alone.
-    fn reply_state(&self, record: &Record) {
-        let status = match record.state {
-            State::Transferring => Status::Granted,
-            State::Denied | State::Cancelled => Status::Denied,
-            State::Failed => Status::Unavailable,
-            _ => Status::Pending,
-        };
-        let book = record.core.filter(|_| status == Status::Granted);
-        let reason = words_for_peer(record);
-        let reply = Reply { id: record.request_id.clone(), status, reason, book };
-        self.send(&record.peer, Message::Reply(reply), None);
-    }
-
-    fn reply(&self, peer: &PublicKey, id: String, status: Status, reason: Option<String>) {
-        self.send(peer, Message::Reply(Reply { id, status, reason, book: None }), None);
-    }
-
-    /// The transfer that a message ends.
-    pub(super) fn ending(&self, peer: &PublicKey, message: &Message) -> Option<Ending> {
-        match message {
-            Message::Cancel(Cancel { id }) | Message::Done(Done { id }) => {
-                self.asked_as(peer, id).map(Ending::of)
-            }
-            _ => None,
-        }
-    }
-
-    /// The peer withdrew a request.
-    pub(super) async fn on_cancel(self: &Arc<Self>, peer: PublicKey, id: &str) -> Answered {
-        let change = |record: &mut Record| record.reason = Some("cancelled by the peer".into());
-        self.on_end(peer, id, Outgoing::RemoteCancel, change).await
-    }
-
-    /// The peer says that it has a whole book.
-    pub(super) async fn on_done(self: &Arc<Self>, peer: PublicKey, id: &str) -> Answered {
-        self.on_end(peer, id, Outgoing::RemoteDone, |_| {}).await
-    }
-
-    async fn on_end(
-        self: &Arc<Self>,
-        peer: PublicKey,
-        id: &str,
-        event: Outgoing,
-        change: impl Fn(&mut Record),
-    ) -> Answered {
-        let Some(live) = self.asked_as(&peer, id) else { return Answered::Useless };
-        self.outgoing_hear(&live, event, change).await
-    }
-
     /// A file that cannot be served any more (it changed, or is gone) ends its transfers.
     pub(super) fn spawn_guard(self: &Arc<Self>) {
         use tokio::sync::broadcast::error::RecvError;
@@ -500,7 +357,7 @@ impl Engine {
         for live in lives {
             let ticket = *lock(&live.ticket);
             let Some(ticket) = ticket else { continue };
-            let error = self.shelf.take_unreadable(&ticket.book.key, &live.peer()).await;
+            let error = self.shelf.take_unreadable(&ticket.book.key, &live.peer).await;
             if let Some(error) = error {
                 self.unreadable(live, format!("the book cannot be read: {error}")).await;
             }
@@ -546,21 +403,4 @@ fn explain(record: &mut Record, event: Outgoing, verdict: Verdict) {
         record.reason = Some(reason.to_owned());
     }
     record.error = record.error.or(error);
-}
-
-/// Why a request stands as it does, as far as the peer is told. A person's own words go to the peer; what this
-/// node or its program says of a failure may name files, and stays here.
-fn words_for_peer(record: &Record) -> Option<String> {
-    let fixed = match (record.state, record.error) {
-        (State::Cancelled, _) => "cancelled by the sender",
-        (State::Paused, _) => "paused by the sender",
-        (State::Failed, Some(ErrorCode::LimitExceeded)) => {
-            "the book is larger than books may be there"
-        }
-        (State::Failed, Some(ErrorCode::DiskFull | ErrorCode::Io)) => "its disk failed",
-        (State::Failed, Some(ErrorCode::NotFound)) => "the book is not in the catalog any more",
-        (State::Failed, _) => "the sender does not have the book's bytes now",
-        _ => return record.reason.clone(),
-    };
-    Some(fixed.to_owned())
 }
