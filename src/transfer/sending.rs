@@ -81,6 +81,10 @@ impl Engine {
             }
             change(record);
         };
+        if actions.contains(&Action::Revoke) {
+            // At once, and before the disk: it is not given back when the disk fails.
+            self.withdraw(live, &record);
+        }
         self.move_to(live, &mut record, next, event.survives(next), change, |_| {}).await?;
         self.keep(live, &record);
         if asks_person {
@@ -239,13 +243,18 @@ impl Engine {
         self.spawn_watch(live, record, ticket);
     }
 
-    /// Takes the grant back at once, and then closes what is not needed any more.
-    fn revoke(self: &Arc<Self>, live: &Arc<Live>, record: &Record) {
-        live.stop_job();
-        let ticket = lock(&live.ticket).take();
+    /// Takes the grant back: no further block is sent.
+    fn withdraw(&self, live: &Live, record: &Record) {
+        let ticket = *lock(&live.ticket);
         for key in record.core.iter().chain(ticket.iter().map(|t| &t.book)).map(|book| book.key) {
             self.shelf.grants.remove((record.peer, key), &record.id);
         }
+    }
+
+    /// Ends the reading whose grant was taken back, and closes what is not needed any more.
+    fn revoke(self: &Arc<Self>, live: &Arc<Live>, record: &Record) {
+        live.stop_job();
+        let ticket = lock(&live.ticket).take();
         let (engine, peer) = (Arc::clone(self), record.peer);
         let freed = self.line(&peer).free_slot(&record.id);
         self.spawn(async move {
