@@ -1,6 +1,5 @@
 //! Long reads over the whole file, on a connection of their own that stops when nobody waits for it.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use rusqlite::{Connection, InterruptHandle};
@@ -69,17 +68,15 @@ impl StoreError {
 }
 
 /// What SQLite finds wrong with the file of a connection.
-fn problems(connection: &Connection, check: &str) -> Result<Vec<String>, StoreError> {
+pub(super) fn problems(
+    connection: &Connection,
+    check: &str,
+) -> Result<Vec<String>, StoreError> {
     let mut check = connection.prepare(&format!("PRAGMA {check}({MAX_PROBLEMS})"))?;
     let rows = check.query_map([], |row| row.get::<_, String>(0))?;
     let mut found = rows.collect::<Result<Vec<_>, _>>()?;
     found.retain(|line| line != "ok");
     Ok(found)
-}
-
-/// What SQLite finds wrong with a file that nobody has open.
-pub(super) fn problems_of(path: &Path) -> Result<Vec<String>, StoreError> {
-    problems(&open_reader(path)?, "quick_check")
 }
 
 /// A failure of the database as the caller sees it.

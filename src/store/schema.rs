@@ -1,4 +1,10 @@
-//! The tables of the database, and how an older file is brought up to date.
+//! The tables of the database, how an older file is brought up to date, and what else may be in a file.
+//!
+//! A trigger, a view or an index that somebody put into the file would act on what is decided here: it could
+//! approve a peer again that was removed. So what a file has is compared with what the migrations make,
+//! before anything of it can run. A person's own tables, which nothing here reads, may be there.
+
+use std::collections::BTreeMap;
 
 use rusqlite::Connection;
 
@@ -14,7 +20,10 @@ const MIGRATIONS: &[&str] = &[
 ];
 
 /// Runs the migrations that the file has not seen, each in a transaction.
+///
+/// Fails with [`StoreError::ForeignSchema`] before anything of the file runs that is not ours.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    own_tables(connection)?;
     let found = check(connection)?;
     for (index, sql) in MIGRATIONS.iter().enumerate().skip(found as usize) {
         let transaction = connection.transaction()?;
@@ -29,5 +38,95 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
 pub(super) fn check(connection: &Connection) -> Result<i64, StoreError> {
     let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let known = MIGRATIONS.len() as i64;
-    if found > known { Err(StoreError::TooNew { found, known }) } else { Ok(found) }
+    match found {
+        found if found > known => Err(StoreError::TooNew { found, known }),
+        found if found < 0 => Err(foreign("a version that was never given out".to_owned())),
+        found => Ok(found),
+    }
+}
+
+/// The names of a person's own tables in the file. Fails with [`StoreError::ForeignSchema`] when anything
+/// else is not as the migrations make it.
+pub(super) fn own_tables(connection: &Connection) -> Result<Vec<String>, StoreError> {
+    let version = check(connection)?;
+    let mut missing = made_by(version)?;
+    let ours: Vec<String> = missing.keys().cloned().collect();
+    let mut extra = Vec::new();
+    for (name, object) in objects(connection)? {
+        match missing.remove(&name) {
+            Some(expected) if expected == object => {}
+            Some(_) => return Err(foreign(format!("another {} \"{name}\"", object.kind))),
+            None if object.is_inert() && !ours.contains(&object.table) => {
+                if object.kind == "table" {
+                    extra.push(name);
+                }
+            }
+            None => return Err(foreign(format!("the {} \"{name}\"", object.kind))),
+        }
+    }
+    match missing.pop_first() {
+        Some((name, object)) => Err(foreign(format!("no {} \"{name}\"", object.kind))),
+        None => Ok(extra),
+    }
+}
+
+/// As [`own_tables`], where nobody's own tables belong.
+pub(super) fn check_exact(connection: &Connection) -> Result<(), StoreError> {
+    match own_tables(connection)?.first() {
+        Some(name) => Err(foreign(format!("the table \"{name}\""))),
+        None => Ok(()),
+    }
+}
+
+fn foreign(what: String) -> StoreError {
+    StoreError::ForeignSchema { what }
+}
+
+/// A row of `sqlite_schema`.
+#[derive(Debug, PartialEq, Eq)]
+struct Object {
+    kind: String,
+    table: String,
+    /// Indexes that SQLite makes of itself have none.
+    sql: Option<String>,
+}
+
+impl Object {
+    /// Whether it does nothing unless it is asked, as long as it is not about a table of ours.
+    fn is_inert(&self) -> bool {
+        let is_virtual = || {
+            let sql = self.sql.as_deref().unwrap_or_default();
+            sql.get(..14).is_none_or(|start| start.eq_ignore_ascii_case("CREATE VIRTUAL"))
+        };
+        match self.kind.as_str() {
+            "table" => !is_virtual(),
+            "index" => true,
+            _ => false,
+        }
+    }
+}
+
+fn objects(connection: &Connection) -> Result<BTreeMap<String, Object>, StoreError> {
+    let sql = "SELECT name, type, tbl_name, sql FROM sqlite_schema";
+    let mut statement = connection.prepare(sql)?;
+    let rows = statement.query_map([], |row| {
+        Ok((row.get(0)?, Object { kind: row.get(1)?, table: row.get(2)?, sql: row.get(3)? }))
+    })?;
+    let mut objects = BTreeMap::new();
+    for row in rows {
+        let (name, object): (String, Object) = row?;
+        if objects.insert(name.clone(), object).is_some() {
+            return Err(foreign(format!("\"{name}\" twice")));
+        }
+    }
+    Ok(objects)
+}
+
+/// What the migrations up to a version make.
+fn made_by(version: i64) -> Result<BTreeMap<String, Object>, StoreError> {
+    let connection = Connection::open_in_memory()?;
+    for sql in MIGRATIONS.iter().take(usize::try_from(version).unwrap_or(0)) {
+        connection.execute_batch(sql)?;
+    }
+    objects(&connection)
 }
