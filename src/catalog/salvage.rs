@@ -21,9 +21,7 @@ pub(crate) async fn salvage(
     let manifest = Manifest::single_in(server, namespace);
     let key = manifest.key();
     let is_there = database
-        .write(move |transaction| {
-            copy_core(backup.connection(), transaction, &discovery_key(&key))
-        })
+        .write(move |transaction| copy_core(backup.connection(), transaction, &discovery_key(&key)))
         .await
         .map_err(|error: StoreError| unproven(&Error::from(error)))?;
     if !is_there {
@@ -39,7 +37,10 @@ pub(crate) async fn salvage(
         return Ok(0);
     }
     if !checked.whole {
-        return Err(unproven(&Error::new(ErrorCode::Corrupt, "an entry is missing, or another one")));
+        return Err(unproven(&Error::new(
+            ErrorCode::Corrupt,
+            "an entry is missing, or another one",
+        )));
     }
     database
         .write::<_, StoreError, _>(move |transaction| {

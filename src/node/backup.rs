@@ -126,9 +126,8 @@ async fn restore(
 ) -> Result<Restored> {
     let (backup, data_dir) = (backup.to_owned(), data_dir.to_owned());
     let passphrase = passphrase.map(str::to_owned);
-    let begun = on_disk(move || {
-        Restore::begin(&backup, data_dir, passphrase.as_deref(), unauthenticated)
-    });
+    let begun =
+        on_disk(move || Restore::begin(&backup, data_dir, passphrase.as_deref(), unauthenticated));
     begun.await?.finish().await
 }
 
@@ -221,7 +220,10 @@ impl Restore {
                 })
                 .await?;
                 let entries = salvaged?;
-                tracing::warn!(entries, "only the catalog of an unauthenticated backup is restored");
+                tracing::warn!(
+                    entries,
+                    "only the catalog of an unauthenticated backup is restored"
+                );
                 (part, true)
             }
         };

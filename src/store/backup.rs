@@ -197,7 +197,8 @@ impl UntrustedBackup {
     pub(crate) fn meta(&self, name: &str) -> Option<Vec<u8>> {
         let sql = "SELECT value FROM meta WHERE name = ?1 AND typeof(value) = 'blob'
             AND length(value) <= ?2";
-        let value = self.connection.query_row(sql, (name, MAX_IDENTITY_BYTES as i64), |row| row.get(0));
+        let value =
+            self.connection.query_row(sql, (name, MAX_IDENTITY_BYTES as i64), |row| row.get(0));
         value.optional().ok().flatten()
     }
 }

@@ -88,7 +88,10 @@ impl Layout {
         file.rewind()?;
         let mut mac = Mac::new(key);
         mac.pass(&mut file.take(self.database), to)?;
-        mac.pass(&mut file.take(self.identity.as_ref().map_or(0, Vec::len) as u64), &mut io::sink())?;
+        mac.pass(
+            &mut file.take(self.identity.as_ref().map_or(0, Vec::len) as u64),
+            &mut io::sink(),
+        )?;
         Ok(bool::from(mac.finish(&self.facts).ct_eq(&self.mac)))
     }
 }
@@ -103,7 +106,8 @@ pub(super) fn append_footer(
     file.rewind()?;
     let mut mac = Mac::new(key);
     let database = mac.pass(file, &mut io::sink())?;
-    let length = u32::try_from(identity.len()).map_err(|_| not_whole("the identity is too long"))?;
+    let length =
+        u32::try_from(identity.len()).map_err(|_| not_whole("the identity is too long"))?;
     let mut facts = public_key.to_vec();
     facts.extend(database.to_le_bytes());
     facts.extend(length.to_le_bytes());
@@ -151,7 +155,8 @@ impl Mac {
 }
 
 fn split<const N: usize>(bytes: &[u8]) -> Result<([u8; N], &[u8])> {
-    let (first, rest) = bytes.split_first_chunk::<N>().ok_or_else(|| not_whole("it is too short"))?;
+    let (first, rest) =
+        bytes.split_first_chunk::<N>().ok_or_else(|| not_whole("it is too short"))?;
     Ok((*first, rest))
 }
 

@@ -68,10 +68,7 @@ impl StoreError {
 }
 
 /// What SQLite finds wrong with the file of a connection.
-pub(super) fn problems(
-    connection: &Connection,
-    check: &str,
-) -> Result<Vec<String>, StoreError> {
+pub(super) fn problems(connection: &Connection, check: &str) -> Result<Vec<String>, StoreError> {
     let mut check = connection.prepare(&format!("PRAGMA {check}({MAX_PROBLEMS})"))?;
     let rows = check.query_map([], |row| row.get::<_, String>(0))?;
     let mut found = rows.collect::<Result<Vec<_>, _>>()?;
