@@ -125,6 +125,7 @@ fn objects(connection: &Connection) -> Result<BTreeMap<String, Object>, StoreErr
 /// What the migrations up to a version make.
 fn made_by(version: i64) -> Result<BTreeMap<String, Object>, StoreError> {
     let connection = Connection::open_in_memory()?;
+    connection.execute_batch("BEGIN")?;
     for sql in MIGRATIONS.iter().take(usize::try_from(version).unwrap_or(0)) {
         connection.execute_batch(sql)?;
     }
