@@ -60,10 +60,25 @@ impl StoreError {
             if matches!(failure.code, DatabaseCorrupt | NotADatabase))
     }
 
-    /// Whether the file itself is damaged.
+    /// Whether a value is none that this library writes: another type, a text that is no Unicode, a number
+    /// that is too large or below zero.
+    pub(crate) fn is_unreadable(error: &rusqlite::Error) -> bool {
+        use rusqlite::Error::{
+            FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error,
+        };
+        matches!(
+            error,
+            FromSqlConversionFailure(..)
+                | IntegralValueOutOfRange(..)
+                | InvalidColumnType(..)
+                | Utf8Error(..)
+        )
+    }
+
+    /// Whether the file itself is damaged, or what stands in it is not what this library writes.
     #[must_use]
     pub fn is_corrupt(&self) -> bool {
-        matches!(self, Self::Sqlite(error) if Self::is_damage(error))
+        matches!(self, Self::Sqlite(error) if Self::is_damage(error) || Self::is_unreadable(error))
     }
 }
 
@@ -74,6 +89,22 @@ pub(super) fn problems(connection: &Connection, check: &str) -> Result<Vec<Strin
     let mut found = rows.collect::<Result<Vec<_>, _>>()?;
     found.retain(|line| line != "ok");
     Ok(found)
+}
+
+/// What `read` makes of a row; `None`, and a warning, when a value in it cannot be read: one row that
+/// somebody changed is not to keep a node from its others.
+pub(crate) fn readable<T>(
+    table: &str,
+    read: rusqlite::Result<T>,
+) -> Result<Option<T>, rusqlite::Error> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if StoreError::is_unreadable(&error) => {
+            tracing::warn!(table, %error, "a row of the database cannot be read; it is ignored");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// A failure of the database as the caller sees it.

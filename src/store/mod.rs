@@ -35,6 +35,7 @@ use writer::{Finish, Job, Ran, Writer};
 pub(crate) use backup::{BackupFacts, BackupFile, Part, RESTORED, UntrustedBackup};
 pub use cores::CoreStore;
 pub(crate) use cores::copy_core;
+pub(crate) use integrity::readable;
 
 /// How many writes may wait for the writer thread; further callers wait (their future stays pending).
 const WRITE_QUEUE: usize = 1024;
@@ -90,6 +91,7 @@ impl From<StoreError> for Error {
                 }
                 _ => ErrorCode::Internal,
             },
+            StoreError::Sqlite(error) if StoreError::is_unreadable(error) => ErrorCode::Corrupt,
             StoreError::Sqlite(_) => ErrorCode::Internal,
         };
         Self::of_disk(code, format!("the database p2p.db failed: {error}"))

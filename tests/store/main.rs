@@ -12,6 +12,7 @@ mod faults;
 mod full;
 #[cfg(unix)]
 mod kills;
+mod odd_rows;
 #[path = "../books/support.rs"]
 #[allow(dead_code)] // used by the tests of transfers
 mod support;
