@@ -87,7 +87,7 @@ fn foreign(what: String) -> StoreError {
 struct Object {
     kind: String,
     table: String,
-    /// Indexes that SQLite makes of itself have none.
+    /// [`without_layout`]. Indexes that SQLite makes of itself have none.
     sql: Option<String>,
 }
 
@@ -110,7 +110,8 @@ fn objects(connection: &Connection) -> Result<BTreeMap<String, Object>, StoreErr
     let sql = "SELECT name, type, tbl_name, sql FROM sqlite_schema";
     let mut statement = connection.prepare(sql)?;
     let rows = statement.query_map([], |row| {
-        Ok((row.get(0)?, Object { kind: row.get(1)?, table: row.get(2)?, sql: row.get(3)? }))
+        let sql = row.get::<_, Option<String>>(3)?.map(|sql| without_layout(&sql));
+        Ok((row.get(0)?, Object { kind: row.get(1)?, table: row.get(2)?, sql }))
     })?;
     let mut objects = BTreeMap::new();
     for row in rows {
@@ -122,6 +123,46 @@ fn objects(connection: &Connection) -> Result<BTreeMap<String, Object>, StoreErr
     Ok(objects)
 }
 
+/// A statement without comments, and with no more space than its words need: SQLite keeps the text as it was
+/// written, and tools that copy a database write it in their own way.
+fn without_layout(sql: &str) -> String {
+    let mut out = String::with_capacity(sql.len());
+    let is_word = |c: char| !matches!(c, '(' | ')' | ',' | '=');
+    let mut is_spaced = false;
+    let mut chars = sql.chars().peekable();
+    while let Some(c) = chars.next() {
+        if c.is_ascii_whitespace() {
+            is_spaced = true;
+            continue;
+        }
+        if c == '-' && chars.peek() == Some(&'-') {
+            chars.by_ref().find(|c| *c == '\n');
+            is_spaced = true;
+            continue;
+        }
+        if std::mem::take(&mut is_spaced)
+            && is_word(c)
+            && out.chars().next_back().is_some_and(is_word)
+        {
+            out.push(' ');
+        }
+        out.push(c);
+        // What is quoted stays as it is.
+        let end = match c {
+            '\'' | '"' | '`' => c,
+            '[' => ']',
+            _ => continue,
+        };
+        for c in chars.by_ref() {
+            out.push(c);
+            if c == end {
+                break;
+            }
+        }
+    }
+    out
+}
+
 /// What the migrations up to a version make.
 fn made_by(version: i64) -> Result<BTreeMap<String, Object>, StoreError> {
     let connection = Connection::open_in_memory()?;
@@ -130,4 +171,66 @@ fn made_by(version: i64) -> Result<BTreeMap<String, Object>, StoreError> {
         connection.execute_batch(sql)?;
     }
     objects(&connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is found in a new database after `sql` was run on it.
+    fn found(version: usize, sql: &str) -> Result<Vec<String>, StoreError> {
+        let connection = Connection::open_in_memory().unwrap();
+        for migration in &MIGRATIONS[..version] {
+            connection.execute_batch(migration).unwrap();
+        }
+        connection.pragma_update(None, "user_version", version as i64).unwrap();
+        connection.execute_batch(sql).unwrap();
+        own_tables(&connection)
+    }
+
+    #[test]
+    fn each_version_is_as_its_migrations_make_it_and_no_other() {
+        for version in 0..=MIGRATIONS.len() {
+            assert!(found(version, "").unwrap().is_empty());
+            let other = if version > 0 { version - 1 } else { 1 };
+            assert!(found(version, &format!("PRAGMA user_version = {other}")).is_err());
+        }
+        let newer = found(1, "PRAGMA user_version = 1000").unwrap_err();
+        assert!(matches!(newer, StoreError::TooNew { .. }));
+        assert!(found(1, "PRAGMA user_version = -1").is_err());
+    }
+
+    #[test]
+    fn tables_of_a_person_may_be_there_and_nothing_that_acts() {
+        let mine = "CREATE TABLE mine (x UNIQUE); CREATE INDEX mine_by_x ON mine (x);";
+        assert_eq!(found(5, mine).unwrap(), ["mine"]);
+        for sql in [
+            "CREATE TABLE mine (x); CREATE TRIGGER t AFTER INSERT ON mine BEGIN SELECT 1; END",
+            "CREATE TRIGGER t AFTER DELETE ON peers BEGIN SELECT 1; END",
+            "CREATE VIEW mine AS SELECT * FROM peers",
+            "CREATE VIRTUAL TABLE mine USING fts5 (x)",
+            "CREATE INDEX mine ON peers (nickname)",
+            "DROP INDEX transfers_by_time",
+            "DROP TABLE knocks",
+            "ALTER TABLE knocks ADD COLUMN more TEXT",
+            "DROP TRIGGER catalog_follows_forks;
+             CREATE TRIGGER catalog_follows_forks AFTER UPDATE OF fork ON cores BEGIN SELECT 1; END",
+            "DROP TABLE knocks; CREATE VIEW knocks AS SELECT 1",
+        ] {
+            let error = found(5, sql).unwrap_err();
+            assert!(matches!(error, StoreError::ForeignSchema { .. }), "{sql}");
+        }
+    }
+
+    #[test]
+    fn how_a_statement_is_written_makes_no_difference_and_what_it_says_does() {
+        let a = without_layout(
+            "CREATE TABLE a (\n  b TEXT, -- it's one\n  c   TEXT DEFAULT 'x  --y'\n)",
+        );
+        assert_eq!(a, "CREATE TABLE a(b TEXT,c TEXT DEFAULT 'x  --y')");
+        assert_eq!(a, without_layout("CREATE TABLE a(b TEXT ,c TEXT DEFAULT 'x  --y' )"));
+        assert_ne!(a, without_layout("CREATE TABLE a (bTEXT, c TEXT DEFAULT 'x  --y')"));
+        assert_ne!(a, without_layout("CREATE TABLE a (b TEXT, c TEXT DEFAULT 'x --y')"));
+        assert_eq!(without_layout("'never ends -- "), "'never ends -- ");
+    }
 }
