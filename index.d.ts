@@ -442,6 +442,11 @@ export interface Backup {
 export interface RestoreOptions extends WaitOptions {
   /** What the identity in the backup was encrypted with. */
   passphrase?: string
+  /**
+   * Also take a backup that nothing proves: one that was changed, or that a version made which could not
+   * prove backups yet. Of such a one, only the catalog is restored, as far as the identity signed it.
+   */
+  unauthenticated?: boolean
 }
 
 /** A data directory that was made from a backup. */
@@ -450,6 +455,11 @@ export interface Restored {
   publicKey: string
   /** Whether `keypair.json` came out of the backup. */
   hasIdentity: boolean
+  /**
+   * There when the backup could not be proven to be what was made, and so only the catalog was restored: no
+   * peers, no policies, no transfers, and not where the books' files are.
+   */
+  catalogOnly?: true
 }
 
 /** Which books to list. */
@@ -966,18 +976,20 @@ export declare class P2PNode {
   /**
    * Copies peers, catalogs and transfers as they are at one moment into a new file, readable by its
    * owner only, while the node goes on. The file appears only when it is whole and synced. Books are
-   * not in it; the identity is if there is a passphrase, encrypted. Rejects with
-   * `ERR_INVALID_ARGUMENT` when the file exists or the passphrase has less than 8 characters,
+   * not in it; the identity is if there is a passphrase, encrypted. Nobody can change it without being
+   * noticed who has neither the passphrase nor `keypair.json`. Rejects with `ERR_INVALID_ARGUMENT` when the file exists or the passphrase has less than 8 characters,
    * `ERR_DISK_FULL`, `ERR_IO`. Aborted, it leaves nothing.
    */
   backup(path: string, options?: BackupOptions): Promise<Backup>
   /**
    * Makes the data directory of a node from a backup. Opened afterwards, the node publishes nothing
    * (`ERR_FEED_UNCONFIRMED`) until a peer has confirmed that its catalog is not longer elsewhere, or
-   * you have with `catalog.resumePublishing()`. Without the identity in the backup, its
-   * `keypair.json` must be in the directory. Rejects with `ERR_INVALID_STATE` when there is a node
-   * already or no key pair, `ERR_DENIED` for a wrong passphrase, `ERR_CORRUPT` for a file that is no
-   * whole backup; nothing was changed then.
+   * you have with `catalog.resumePublishing()`. The backup must be what was made, to the last bit, which
+   * the identity proves: without the identity in the backup, its `keypair.json` must be in the
+   * directory. Rejects with `ERR_INVALID_STATE` when there is a node already or no key pair,
+   * `ERR_DENIED` for a wrong passphrase, `ERR_CORRUPT` for a file that is no whole backup, that was
+   * changed, or that a version made which could not prove backups yet; nothing was changed then. With
+   * the option `unauthenticated`, of such a file the catalog alone is restored.
    */
   static restore(backupPath: string, dataDir: string, options?: RestoreOptions): Promise<Restored>
   /**

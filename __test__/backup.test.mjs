@@ -1,7 +1,7 @@
 // Backups, and what a restored, damaged or copied catalog says and does.
 
 import assert from 'node:assert/strict'
-import { readFile, stat } from 'node:fs/promises'
+import { copyFile, mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import test from 'node:test'
 import { books, failure, offered, openNode, p2p, pair, temporaryDirectory, testnet, until } from './nodes.mjs'
@@ -78,6 +78,63 @@ test('the identity is encrypted, and only in a backup with a passphrase', async 
   assert.equal(await code(P2PNode.restore(sealed, dataDir, { passphrase })), 'ERR_INVALID_STATE')
   await node.close()
   assert.equal(await code(node.backup(join(folder, 'x'))), 'ERR_CLOSED')
+})
+
+test('a backup that somebody changed is refused, and gives nobody a right', async (t) => {
+  const network = await testnet(t)
+  const folder = await temporaryDirectory(t)
+  const dataDir = join(folder, 'data')
+  const node = await openNode(t, network, { dataDir })
+  await node.catalog.publish(books)
+  const friend = await openNode(t, network)
+  await node.peers.add(friend.identity.publicKey)
+  const [good, bare, changed] = ['good', 'bare', 'changed'].map((name) => join(folder, name))
+  await node.backup(good, { passphrase })
+  await node.backup(bare)
+  await node.close()
+  const bytes = await readFile(good)
+  const refused = async (content, options = { passphrase }) => {
+    await writeFile(changed, content)
+    const to = join(folder, 'refused')
+    const { code } = await failure(P2PNode.restore(changed, to, options))
+    assert.ok(!(await readdir(folder)).includes('refused'), 'nothing is left')
+    return code
+  }
+  // Somebody else is approved in the friend's place.
+  const stranger = await openNode(t, network)
+  const at = bytes.indexOf(friend.identity.publicKey)
+  assert.ok(at > 0)
+  const other = Buffer.from(bytes)
+  other.write(stranger.identity.publicKey, at)
+  assert.equal(await refused(other), 'ERR_CORRUPT')
+  const footer = 96
+  assert.equal(await refused(bytes.subarray(0, -footer)), 'ERR_CORRUPT')
+  assert.equal(await refused(bytes.subarray(0, -1)), 'ERR_CORRUPT')
+  assert.equal(await refused(bytes.subarray(0, bytes.length / 2)), 'ERR_CORRUPT')
+  assert.equal(await refused(Buffer.alloc(0)), 'ERR_CORRUPT')
+  assert.equal(await refused(Buffer.concat([bytes, Buffer.from('x')])), 'ERR_CORRUPT')
+  assert.equal(await refused(other, { passphrase, unauthenticated: false }), 'ERR_CORRUPT')
+  assert.equal(await refused(other, { passphrase, unauthenticated: 'yes' }), 'ERR_INVALID_ARGUMENT')
+
+  // With consent the catalog is there, and nobody's right.
+  await writeFile(changed, other)
+  const to = join(folder, 'catalog')
+  const restored = await P2PNode.restore(changed, to, { passphrase, unauthenticated: true })
+  assert.deepEqual(restored, { publicKey: node.identity.publicKey, hasIdentity: true, catalogOnly: true })
+  const again = await openNode(t, network, { dataDir: to })
+  assert.deepEqual(await again.peers.list(), [])
+  assert.equal((await again.catalog.list()).total, books.length)
+  assert.equal((await failure(again.catalog.publish(books))).code, 'ERR_FEED_UNCONFIRMED')
+  await again.close()
+
+  // The key pair beside it proves a backup without the identity.
+  const beside = join(folder, 'beside')
+  await mkdir(beside)
+  await copyFile(join(dataDir, 'keypair.json'), join(beside, 'keypair.json'))
+  const whole = await P2PNode.restore(bare, beside, { unauthenticated: true })
+  assert.deepEqual(whole, { publicKey: node.identity.publicKey, hasIdentity: false })
+  const last = await openNode(t, network, { dataDir: beside })
+  assert.deepEqual((await last.peers.list()).map(({ key }) => key), [friend.identity.publicKey])
 })
 
 test('a catalog is verified, and a new feed has its books', async (t) => {

@@ -99,12 +99,13 @@ export async function eventOf(node, matches, after) {
   }
 }
 
-/** A node in a process of its own that does what it is told; see server.mjs. */
-export async function startServer(t, network, options) {
-  const program = startProgram(t, process.execPath, [
+/** A node in a process of its own that does what it is told; see server.mjs. `env` is added to the process's. */
+export async function startServer(t, network, options, { env } = {}) {
+  const args = [
     fileURLToPath(new URL('server.mjs', import.meta.url)),
     JSON.stringify({ bootstrap: network.bootstrap, host: '127.0.0.1', port: 0, ...options })
-  ])
+  ]
+  const program = startProgram(t, process.execPath, args, { env })
   const { key } = await program.next('open')
   let last = 0
   return {

@@ -226,6 +226,8 @@ async fn reserve(database: &Database) -> Result<u64, StoreError> {
             let first = match found {
                 Ok(first) => u64::try_from(first).unwrap_or(1).max(1),
                 Err(rusqlite::Error::QueryReturnedNoRows) => 1,
+                // Numbers begin again, which readers of events hear as a gap.
+                Err(error) if StoreError::is_unreadable(&error) => 1,
                 Err(error) => return Err(error.into()),
             };
             let next = i64::try_from(first + RESERVATION).unwrap_or(i64::MAX);

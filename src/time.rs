@@ -1,6 +1,27 @@
 //! The wall clock, in the two forms the API has: Unix milliseconds and RFC 3339.
+//!
+//! The wall clock is for people, and for what is written down. It jumps: a machine begins in 1970 and hears the
+//! time later, or somebody sets it. So how often, how long and how fresh is asked of the monotonic clock,
+//! never of this one.
 
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
+
+/// One moment on both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moment {
+    /// For rates, waits and order.
+    pub(crate) at: Instant,
+    /// For people, in Unix milliseconds.
+    pub(crate) wall_ms: u64,
+}
+
+impl Moment {
+    pub(crate) fn now() -> Self {
+        Self { at: Instant::now(), wall_ms: now_ms() }
+    }
+}
 
 /// Milliseconds since 1970; 0 when the clock is set before that.
 #[must_use]

@@ -32,13 +32,14 @@ impl Halt {
     }
 
     pub(super) fn read(connection: &Connection) -> Result<Option<Self>, StoreError> {
-        if let Some(how) = meta::<Vec<u8>>(connection, DAMAGED)? {
+        // That a row is there says it, whatever its value is.
+        if let Some(how) = meta(connection, DAMAGED)? {
             return Ok(Some(Self::Damaged(String::from_utf8_lossy(&how).into_owned())));
         }
-        if meta::<Vec<u8>>(connection, ELSEWHERE)?.is_some() {
+        if meta(connection, ELSEWHERE)?.is_some() {
             return Ok(Some(Self::WrittenElsewhere));
         }
-        Ok(meta::<Vec<u8>>(connection, RESTORED)?.map(|_| Self::Restored))
+        Ok(meta(connection, RESTORED)?.map(|_| Self::Restored))
     }
 
     pub(super) fn write(

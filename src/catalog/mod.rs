@@ -31,6 +31,7 @@ mod own;
 mod plan;
 mod recovery;
 mod replay;
+mod salvage;
 mod search;
 mod sources;
 mod verify;
@@ -55,6 +56,7 @@ pub use find::{Counts, Sort};
 pub use have::Have;
 pub use list::{ListOptions, Page};
 pub use plan::Changes;
+pub(crate) use salvage::salvage;
 pub use verify::{Verification, VerifyOptions};
 pub use view::MAX_BOOKS;
 

@@ -2,8 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use rusqlite::types::FromSql;
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, Row};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +13,7 @@ use super::replay::Replay;
 use super::sources::{self, Providers};
 use super::view::{self, Feed};
 use super::{CatalogError, CatalogOptions};
-use crate::crypto::random;
+use crate::crypto::{PublicKey, random};
 use crate::error::{Error, ErrorCode};
 use crate::hypercore::replicator::{CoreHandle, Policy};
 use crate::hypercore::{Core, Manifest, OpenOptions};
@@ -110,25 +109,35 @@ impl OwnFeed {
         let (manifest, feed, halt) = options
             .database
             .write(move |transaction| {
-                let namespace = match meta(transaction, NAMESPACE)? {
+                let halt = Halt::read(transaction)?;
+                let is_named = meta(transaction, NAMESPACE)?.is_some();
+                let namespace = match namespace(transaction, &server)? {
                     Some(namespace) => namespace,
-                    None => {
-                        let namespace: [u8; 32] = random();
-                        transaction.execute(
-                            "INSERT INTO meta (name, value) VALUES (?1, ?2)",
-                            (NAMESPACE, namespace),
-                        )?;
-                        namespace
+                    // Nobody could follow a second feed in the place of one that may be there.
+                    None if is_named && let Some(feed) = view::feed(transaction, &server)? => {
+                        return Ok((None, feed, halt));
                     }
+                    None => random(),
                 };
+                transaction.execute(
+                    "INSERT INTO meta (name, value) VALUES (?1, ?2) ON CONFLICT (name) \
+                     DO UPDATE SET value = excluded.value WHERE value IS NOT excluded.value",
+                    (NAMESPACE, namespace),
+                )?;
                 let manifest = Manifest::single_in(server, namespace);
                 let feed = view::set_feed(transaction, &server, &manifest.key())?;
-                Ok::<_, CatalogError>((manifest, feed, Halt::read(transaction)?))
+                Ok::<_, CatalogError>((Some(manifest), feed, halt))
             })
             .await?;
         let (key, position) = (feed.key, feed.position);
         let writes = halt != Some(Halt::Restored);
-        let (live, halt) = match Live::open(options, manifest, feed, writes).await {
+        let opened = match manifest {
+            Some(manifest) => Live::open(options, manifest, feed, writes).await,
+            None => Err(CatalogError::Damaged(
+                "it is not known any more how its entries are signed".into(),
+            )),
+        };
+        let (live, halt) = match opened {
             Ok(live) => (Some(live), halt),
             Err(error) => (None, Some(damage(error)?)),
         };
@@ -241,7 +250,7 @@ impl OwnFeed {
 pub(super) fn damage(error: CatalogError) -> Result<Halt, CatalogError> {
     let message = error.to_string();
     let is_damage = match &error {
-        CatalogError::OwnFeedDamaged { .. } => true,
+        CatalogError::OwnFeedDamaged { .. } | CatalogError::Damaged(_) => true,
         CatalogError::Core(error) => Error::from(error.clone()).code == ErrorCode::Corrupt,
         CatalogError::Store(error) => error.is_corrupt(),
         _ => false,
@@ -249,10 +258,29 @@ pub(super) fn damage(error: CatalogError) -> Result<Halt, CatalogError> {
     if is_damage { Ok(Halt::Damaged(message)) } else { Err(error) }
 }
 
-pub(super) fn meta<T: FromSql>(
-    connection: &Connection,
-    name: &str,
-) -> Result<Option<T>, StoreError> {
+/// The bytes of a row of `meta`; none when its value is a number, which nothing here writes.
+pub(super) fn meta(connection: &Connection, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
     let mut statement = connection.prepare_cached("SELECT value FROM meta WHERE name = ?1")?;
-    Ok(statement.query_row([name], |row| row.get(0)).optional()?)
+    let bytes = |row: &Row<'_>| Ok(row.get_ref(0)?.as_bytes().unwrap_or_default().to_vec());
+    Ok(statement.query_row([name], bytes).optional()?)
+}
+
+/// The namespace of the own feed; `None` when its row cannot be read and nothing else tells it.
+pub(super) fn namespace(
+    connection: &Connection,
+    server: &PublicKey,
+) -> Result<Option<[u8; 32]>, StoreError> {
+    let known = meta(connection, NAMESPACE)?.and_then(|bytes| bytes.try_into().ok());
+    if known.is_some() {
+        return Ok(known);
+    }
+    // The feed's own manifest has it, too.
+    let sql = "SELECT manifest FROM cores JOIN catalog_feeds ON key = feed_key WHERE server = ?1";
+    let bytes = |row: &Row<'_>| Ok(row.get_ref(0)?.as_bytes().unwrap_or_default().to_vec());
+    let stored = connection.query_row(sql, [server.as_bytes()], bytes).optional()?;
+    let manifest = stored.and_then(|bytes| Manifest::decode(&bytes).ok());
+    Ok(manifest.and_then(|manifest| {
+        let namespace = manifest.signers.first()?.namespace;
+        (Manifest::single_in(*server, namespace) == manifest).then_some(namespace)
+    }))
 }

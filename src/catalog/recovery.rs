@@ -6,7 +6,7 @@ use rusqlite::{Connection, params};
 
 use super::entry;
 use super::halt::Halt;
-use super::own::{Live, NAMESPACE, OwnFeed, damage, meta};
+use super::own::{Live, NAMESPACE, OwnFeed, damage, namespace};
 use super::view::{self, Feed};
 use super::{CatalogError, CatalogOptions, moves};
 use crate::crypto::random;
@@ -65,7 +65,7 @@ impl OwnFeed {
         }
         let server = self.options.key_pair.public_key();
         let (manifest, feed) = self.options.database.read(|connection| {
-            let namespace = meta(connection, NAMESPACE)?.ok_or(CatalogError::Moved)?;
+            let namespace = namespace(connection, &server)?.ok_or(CatalogError::Moved)?;
             let feed = view::feed(connection, &server)?.ok_or(CatalogError::Moved)?;
             Ok::<_, CatalogError>((Manifest::single_in(server, namespace), feed))
         })?;

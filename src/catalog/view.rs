@@ -14,7 +14,7 @@ use super::CatalogError;
 use super::entry::{self, Entry, EntryError};
 use super::search::Keys;
 use crate::crypto::PublicKey;
-use crate::store::StoreError;
+use crate::store::{StoreError, readable};
 
 /// The most books that one server's catalog has here; more are skipped and counted.
 pub const MAX_BOOKS: u64 = 1_000_000;
@@ -61,7 +61,7 @@ impl Feed {
     /// The parts that the feed's books are in.
     pub(super) fn parts(&self) -> RangeInclusive<i64> {
         let (first, _) = rows_of(self.number);
-        let last = first | (self.next_sequence - 1).clamp(0, MAX_SEQUENCE);
+        let last = first | self.next_sequence.saturating_sub(1).clamp(0, MAX_SEQUENCE);
         first >> PART_BITS..=last >> PART_BITS
     }
 }
@@ -96,8 +96,12 @@ pub(super) fn feed(
 /// Every feed, in the order in which they became known.
 pub(super) fn feeds(connection: &Connection) -> Result<Vec<Feed>, StoreError> {
     let mut statement = connection.prepare_cached(&format!("{SELECT_FEED} ORDER BY number"))?;
-    let rows = statement.query_map([], feed_row)?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    let mut rows = statement.query([])?;
+    let mut feeds = Vec::new();
+    while let Some(row) = rows.next()? {
+        feeds.extend(readable("catalog_feeds", feed_row(row))?);
+    }
+    Ok(feeds)
 }
 
 const SELECT_FEED: &str = "SELECT number, server, feed_key, position, next_sequence, books, skipped, \
@@ -123,6 +127,7 @@ pub(super) fn set_feed(
     server: &PublicKey,
     key: &[u8; 32],
 ) -> Result<Feed, StoreError> {
+    forget_unreadable(transaction, server)?;
     if let Some(known) = feed(transaction, server)? {
         if known.key == *key {
             return Ok(known);
@@ -136,19 +141,39 @@ pub(super) fn set_feed(
     feed(transaction, server)?.ok_or(StoreError::Sqlite(rusqlite::Error::QueryReturnedNoRows))
 }
 
-/// Forgets a server's catalog. Returns the key of its feed.
-pub(super) fn remove(
-    transaction: &Transaction<'_>,
-    server: &PublicKey,
-) -> Result<Option<[u8; 32]>, StoreError> {
-    let Some(feed) = feed(transaction, server)? else { return Ok(None) };
-    let (first, last) = rows_of(feed.number);
+/// Forgets what was replayed of a server's feed if nobody can read how far: it is replayed from the start.
+fn forget_unreadable(transaction: &Transaction<'_>, server: &PublicKey) -> Result<(), StoreError> {
+    match feed(transaction, server) {
+        Err(StoreError::Sqlite(error)) if StoreError::is_unreadable(&error) => {}
+        other => return other.map(drop),
+    }
+    let sql = "DELETE FROM catalog_feeds WHERE server = ?1 RETURNING number";
+    let number = transaction.query_row(sql, [server.as_bytes()], |row| row.get(0))?;
+    tracing::warn!(
+        server = server.short(),
+        "a row of the catalogs cannot be read; it is made again"
+    );
+    remove_books(transaction, number)
+}
+
+fn remove_books(transaction: &Transaction<'_>, number: i64) -> Result<(), StoreError> {
+    let (first, last) = rows_of(number);
     for sql in [
         "DELETE FROM catalog_search WHERE rowid BETWEEN ?1 AND ?2",
         "DELETE FROM catalog_books WHERE row BETWEEN ?1 AND ?2",
     ] {
         transaction.execute(sql, [first, last])?;
     }
+    Ok(())
+}
+
+/// Forgets a server's catalog. Returns the key of its feed.
+pub(super) fn remove(
+    transaction: &Transaction<'_>,
+    server: &PublicKey,
+) -> Result<Option<[u8; 32]>, StoreError> {
+    let Some(feed) = feed(transaction, server)? else { return Ok(None) };
+    remove_books(transaction, feed.number)?;
     transaction.execute("DELETE FROM catalog_feeds WHERE number = ?1", [feed.number])?;
     Ok(Some(feed.key))
 }

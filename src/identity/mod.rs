@@ -23,7 +23,7 @@ pub use link::{LINK_PREFIX, invite_link};
 pub use lock::{DataDirLock, LockError};
 pub use parse::{KeyError, ParsedKey, parse_key};
 pub use qr::{qr_svg, qr_terminal};
-pub(crate) use seal::{seal, unseal};
+pub(crate) use seal::{backup_key, seal, unseal};
 
 /// This server's identity. Clones share the key pair.
 #[derive(Debug, Clone)]
@@ -59,9 +59,9 @@ impl Identity {
         }
     }
 
-    /// The public key in `data_dir`, if there is a `keypair.json`. Blocks on disk.
-    pub(crate) fn public_key_in(data_dir: &Path) -> Result<Option<PublicKey>, Error> {
-        Ok(keyfile::load_if_there(data_dir)?.map(|pair| pair.public_key()))
+    /// The key pair in `data_dir`, if there is a `keypair.json`. Blocks on disk.
+    pub(crate) fn key_pair_in(data_dir: &Path) -> Result<Option<KeyPair>, Error> {
+        Ok(keyfile::load_if_there(data_dir)?)
     }
 
     /// The identity of a key pair that is kept elsewhere.

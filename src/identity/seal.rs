@@ -9,7 +9,7 @@ use argon2::{Algorithm, Argon2, Params, Version};
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 
-use crate::crypto::{KeyPair, random};
+use crate::crypto::{Hash, KeyPair, keyed_hash, random};
 use crate::error::{Error, ErrorCode, Result};
 
 const VERSION: u8 = 1;
@@ -66,6 +66,12 @@ pub(crate) fn unseal(sealed: &[u8], public_key: &[u8; 32], passphrase: &str) -> 
     let seed: [u8; 32] = seed.ok().and_then(|seed| seed.try_into().ok()).ok_or_else(wrong)?;
     let pair = KeyPair::from_seed(&seed);
     if pair.public_key().as_bytes() == public_key { Ok(pair) } else { Err(wrong()) }
+}
+
+/// The key with which a backup is authenticated: it follows from the pair's seed, so that whoever has the
+/// identity can tell whether the backup is what was made, and says nothing about the seed.
+pub(crate) fn backup_key(pair: &KeyPair) -> Hash {
+    keyed_hash(&pair.seed(), &[b"alex/p2p: authenticates backups, version 1"])
 }
 
 fn defect() -> Error {

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::directory::Peers;
 use super::record::PeerStatus;
@@ -14,7 +15,7 @@ use crate::crypto::PublicKey;
 use crate::error::{Error, ErrorCode, Result};
 use crate::events::EventKind;
 use crate::sync::lock;
-use crate::time::now_ms;
+use crate::time::{Moment, now_ms};
 
 /// How many addresses are kept of each source. Together they are no more than one dial tries.
 const LAN: usize = 4;
@@ -67,7 +68,10 @@ pub struct PeerAddress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Seen {
     address: SocketAddr,
+    /// On the wall clock.
     at: u64,
+    /// When it was in this run.
+    now: Option<Instant>,
 }
 
 /// The addresses of one peer, but for the one that a person gave.
@@ -85,19 +89,21 @@ impl Addresses {
     pub(super) fn restored(reached: impl Iterator<Item = (SocketAddr, u64)>) -> Self {
         let mut addresses = Self::default();
         for (address, at) in reached {
-            note(&mut addresses.reached, REACHED, &[address], at);
+            note(&mut addresses.reached, REACHED, &[address], at, None);
         }
         addresses
     }
 
     /// Notes addresses, the latest in front. Whether one of them is news.
     pub(super) fn note(&mut self, source: AddressSource, found: &[SocketAddr], now: u64) -> bool {
+        let note =
+            |kept: &mut Vec<Seen>, limit| note(kept, limit, found, now, Some(Instant::now()));
         match source {
-            AddressSource::Lan => note(&mut self.lan, LAN, found, now),
-            AddressSource::Topic => note(&mut self.relays, RELAYS, found, now),
+            AddressSource::Lan => note(&mut self.lan, LAN),
+            AddressSource::Topic => note(&mut self.relays, RELAYS),
             AddressSource::Reached => {
                 self.unsaved = true;
-                note(&mut self.reached, REACHED, found, now)
+                note(&mut self.reached, REACHED)
             }
             // That one is a column of the peer.
             AddressSource::Manual => false,
@@ -141,14 +147,20 @@ impl Addresses {
     }
 }
 
-fn note(kept: &mut Vec<Seen>, limit: usize, found: &[SocketAddr], now: u64) -> bool {
+fn note(
+    kept: &mut Vec<Seen>,
+    limit: usize,
+    found: &[SocketAddr],
+    at: u64,
+    now: Option<Instant>,
+) -> bool {
     let mut is_news = false;
     let found: Vec<_> = found.iter().filter(|address| is_usable(address)).take(limit).collect();
     for &address in found.into_iter().rev() {
         let before = kept.len();
         kept.retain(|seen| seen.address != address);
         is_news |= kept.len() == before;
-        kept.insert(0, Seen { address, at: now });
+        kept.insert(0, Seen { address, at, now });
     }
     kept.truncate(limit);
     is_news
@@ -180,7 +192,7 @@ impl Peers {
             }
             return is_news;
         }
-        let is_news = state.discovered.insert(key, source, addresses, now_ms());
+        let is_news = state.discovered.insert(key, source, addresses, Moment::now());
         if is_news {
             let (peer, source) = (key.to_z32(), source.as_str().to_owned());
             inner.events.emit(EventKind::PeerDiscovered { peer, source });
@@ -201,7 +213,11 @@ impl Peers {
         let state = lock(&self.inner.state);
         let mut seen: Vec<Seen> =
             state.peers.values().flat_map(|entry| &entry.addresses.reached).copied().collect();
-        seen.sort_by_key(|seen| std::cmp::Reverse(seen.at));
+        // What was reached in this run comes first. Times of earlier runs are those of a clock that may have
+        // jumped: one that is still to come says nothing.
+        let wall_ms = now_ms();
+        let told = |seen: &Seen| if seen.at <= wall_ms { seen.at } else { 0 };
+        seen.sort_by_key(|seen| std::cmp::Reverse((seen.now, told(seen))));
         seen.into_iter().map(|seen| seen.address).collect()
     }
 
@@ -331,6 +347,30 @@ mod tests {
         assert_eq!(peers.direct_addresses(&key(1)).0, [at(7)]);
         peers.left_lan(&key(1));
         assert!(peers.direct_addresses(&key(1)).0.is_empty());
+    }
+
+    #[tokio::test]
+    async fn where_a_peer_was_reached_when_the_clock_was_ahead_comes_last_after_a_restart() {
+        let setup = setup().await;
+        let ahead = now_ms() + 24 * 60 * 60 * 1000;
+        for n in 1..4 {
+            setup.peers.approve(&key(n)).await.unwrap();
+        }
+        let rows = [(1, ahead), (2, 5), (3, 6)];
+        setup
+            .database
+            .write::<_, crate::store::StoreError, _>(move |transaction| {
+                rows.iter().try_for_each(|(n, reached_at)| {
+                    let row = [(at(u16::from(*n)), *reached_at)];
+                    super::super::table::put_addresses(transaction, &key(*n), &row)
+                })
+            })
+            .await
+            .unwrap();
+        let again = Peers::open(&setup.database, key(0), &setup.events).await.unwrap();
+        assert_eq!(again.reached_addresses(), [at(3), at(2), at(1)]);
+        again.reached(&key(1), at(1));
+        assert_eq!(again.reached_addresses(), [at(1), at(3), at(2)]);
     }
 
     #[tokio::test]

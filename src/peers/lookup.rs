@@ -1,6 +1,7 @@
 //! Reading the list of peers; nothing here waits.
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::directory::{Entry, Peers, new_peer};
 use super::record::{Discovered, Knock, Peer, PeerStatus, Policy};
@@ -49,7 +50,7 @@ impl Peers {
     #[must_use]
     pub fn discovered(&self) -> Vec<Discovered> {
         let state = lock(&self.inner.state);
-        state.discovered.list(now_ms(), |key| !state.peers.contains_key(key))
+        state.discovered.list(Instant::now(), |key| !state.peers.contains_key(key))
     }
 
     /// Whether the key may connect.

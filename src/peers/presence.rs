@@ -17,7 +17,7 @@ use crate::error::ErrorCode;
 use crate::events::EventKind;
 use crate::store::{Durability, StoreError};
 use crate::sync::lock;
-use crate::time::now_ms;
+use crate::time::{Moment, now_ms};
 
 /// How often `last_seen_at` of a connected peer is written, in case this process is killed.
 const SEEN_INTERVAL: Duration = Duration::from_secs(60);
@@ -72,7 +72,7 @@ impl Peers {
         if state.closed || *key == self.inner.own {
             return Admission::Refused;
         }
-        let report = state.knocks.record(*key, Some(address), now_ms());
+        let report = state.knocks.record(*key, Some(address), Moment::now());
         drop(state);
         self.inner.unsaved.notify_one();
         if let Some(knock) = report {

@@ -8,7 +8,7 @@ use rusqlite::{Connection, Row, Transaction, params};
 use super::knocks::Entry;
 use super::record::{PeerStatus, Policy};
 use crate::crypto::PublicKey;
-use crate::store::StoreError;
+use crate::store::{StoreError, readable};
 
 /// A row of `peers`, but for presence, which is not known before a connection is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,10 +94,11 @@ pub(super) fn addresses(
     let mut rows = statement.query([])?;
     let mut addresses: HashMap<_, Vec<_>> = HashMap::new();
     while let Some(row) = rows.next()? {
-        let (key, address): (String, String) = (row.get(0)?, row.get(1)?);
+        let read = || Ok::<(String, String, i64), _>((row.get(0)?, row.get(1)?, row.get(2)?));
+        let Some((key, address, at)) = readable("peer_addresses", read())? else { continue };
         let Some(key) = PublicKey::from_z32(&key) else { continue };
         if let Ok(address) = address.parse() {
-            addresses.entry(key).or_default().push((address, unsigned(row.get(2)?)));
+            addresses.entry(key).or_default().push((address, unsigned(at)));
         }
     }
     Ok(addresses)
@@ -178,11 +179,12 @@ fn read_all<T>(
     let mut rows = statement.query([])?;
     let mut out = Vec::new();
     while let Some(row) = rows.next()? {
-        match read(row)? {
-            Some(value) => out.push(value),
-            None => {
+        match readable("peers or knocks", read(row))? {
+            Some(Some(value)) => out.push(value),
+            Some(None) => {
                 tracing::warn!("a row of the peers or knocks table is not valid; it is ignored")
             }
+            None => {}
         }
     }
     Ok(out)
@@ -206,7 +208,8 @@ fn read_peer(row: &Row<'_>) -> rusqlite::Result<Option<(PublicKey, Stored)>> {
             status,
             added_at: unsigned(row.get(4)?),
             last_seen_at: row.get::<_, Option<i64>>(5)?.map(unsigned),
-            policy: policy.and_then(|policy| policy.parse().ok()),
+            // A word that nobody knows gives nothing away.
+            policy: policy.map(|policy| policy.parse().unwrap_or(Policy::MetadataOnly)),
             feed_key: feed_key.and_then(|bytes| bytes.try_into().ok()),
             address: row.get(8)?,
         },

@@ -3,6 +3,7 @@
 //! Tree nodes are packed 96 to a row, because a download or an append touches neighbours; the pages
 //! used last are kept in memory for all cores together.
 
+mod copy;
 mod pages;
 mod rows;
 
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use rusqlite::Connection;
 
+pub(crate) use self::copy::copy_core;
 use self::pages::{NodePage, PAGE_NODES, PageCache};
 use super::tail::Tail;
 use super::{Database, Durability, StoreError};

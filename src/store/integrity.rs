@@ -1,6 +1,5 @@
 //! Long reads over the whole file, on a connection of their own that stops when nobody waits for it.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use rusqlite::{Connection, InterruptHandle};
@@ -61,15 +60,30 @@ impl StoreError {
             if matches!(failure.code, DatabaseCorrupt | NotADatabase))
     }
 
-    /// Whether the file itself is damaged.
+    /// Whether a value is none that this library writes: another type, a text that is no Unicode, a number
+    /// that is too large or below zero.
+    pub(crate) fn is_unreadable(error: &rusqlite::Error) -> bool {
+        use rusqlite::Error::{
+            FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error,
+        };
+        matches!(
+            error,
+            FromSqlConversionFailure(..)
+                | IntegralValueOutOfRange(..)
+                | InvalidColumnType(..)
+                | Utf8Error(..)
+        )
+    }
+
+    /// Whether the file itself is damaged, or what stands in it is not what this library writes.
     #[must_use]
     pub fn is_corrupt(&self) -> bool {
-        matches!(self, Self::Sqlite(error) if Self::is_damage(error))
+        matches!(self, Self::Sqlite(error) if Self::is_damage(error) || Self::is_unreadable(error))
     }
 }
 
 /// What SQLite finds wrong with the file of a connection.
-fn problems(connection: &Connection, check: &str) -> Result<Vec<String>, StoreError> {
+pub(super) fn problems(connection: &Connection, check: &str) -> Result<Vec<String>, StoreError> {
     let mut check = connection.prepare(&format!("PRAGMA {check}({MAX_PROBLEMS})"))?;
     let rows = check.query_map([], |row| row.get::<_, String>(0))?;
     let mut found = rows.collect::<Result<Vec<_>, _>>()?;
@@ -77,9 +91,20 @@ fn problems(connection: &Connection, check: &str) -> Result<Vec<String>, StoreEr
     Ok(found)
 }
 
-/// What SQLite finds wrong with a file that nobody has open.
-pub(super) fn problems_of(path: &Path) -> Result<Vec<String>, StoreError> {
-    problems(&open_reader(path)?, "quick_check")
+/// What `read` makes of a row; `None`, and a warning, when a value in it cannot be read: one row that
+/// somebody changed is not to keep a node from its others.
+pub(crate) fn readable<T>(
+    table: &str,
+    read: rusqlite::Result<T>,
+) -> Result<Option<T>, rusqlite::Error> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if StoreError::is_unreadable(&error) => {
+            tracing::warn!(table, %error, "a row of the database cannot be read; it is ignored");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// A failure of the database as the caller sees it.

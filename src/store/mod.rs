@@ -10,8 +10,10 @@
 //! has to be opened again when there is room, or the disk works. `writer.rs` says what a failed sync means.
 
 mod backup;
+mod backup_file;
 mod bulk;
 mod cores;
+mod defensive;
 mod integrity;
 mod log;
 mod schema;
@@ -27,10 +29,13 @@ use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorCode};
 use crate::sync::lock;
+use defensive::harden;
 use writer::{Finish, Job, Ran, Writer};
 
-pub(crate) use backup::{BackupFacts, RESTORED, read_backup, restore_backup};
+pub(crate) use backup::{BackupFacts, BackupFile, Part, RESTORED, UntrustedBackup};
 pub use cores::CoreStore;
+pub(crate) use cores::copy_core;
+pub(crate) use integrity::readable;
 
 /// How many writes may wait for the writer thread; further callers wait (their future stays pending).
 const WRITE_QUEUE: usize = 1024;
@@ -61,13 +66,23 @@ pub enum StoreError {
         /// What this build knows.
         known: i64,
     },
+    /// The file's tables, triggers, views and indexes are not those that this library makes.
+    #[error(
+        "it has {what}, which this library did not make, so nothing of it was run. If you put it there \
+         yourself, take it out again with the sqlite3 program; otherwise somebody changed the file: restore \
+         a backup"
+    )]
+    ForeignSchema {
+        /// What is there, or missing.
+        what: String,
+    },
 }
 
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         let code = match &error {
             StoreError::Closed => return Self::closed(),
-            StoreError::TooNew { .. } => ErrorCode::Corrupt,
+            StoreError::TooNew { .. } | StoreError::ForeignSchema { .. } => ErrorCode::Corrupt,
             StoreError::Sqlite(rusqlite::Error::SqliteFailure(failure, _)) => match failure.code {
                 SqliteCode::DiskFull => ErrorCode::DiskFull,
                 SqliteCode::DatabaseCorrupt | SqliteCode::NotADatabase => ErrorCode::Corrupt,
@@ -76,6 +91,7 @@ impl From<StoreError> for Error {
                 }
                 _ => ErrorCode::Internal,
             },
+            StoreError::Sqlite(error) if StoreError::is_unreadable(error) => ErrorCode::Corrupt,
             StoreError::Sqlite(_) => ErrorCode::Internal,
         };
         Self::of_disk(code, format!("the database p2p.db failed: {error}"))
@@ -106,8 +122,12 @@ struct Inner {
 
 impl Database {
     /// Opens or creates the database at `path` and brings its schema up to date. Blocks on disk.
+    ///
+    /// Fails with [`StoreError::ForeignSchema`] when somebody put a trigger, a view, or anything about our
+    /// tables into the file: it would act on what is decided here. A person's own tables may be there.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let mut connection = Connection::open(path)?;
+        harden(&connection)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         // The log is synced by the writer's own second thread; checkpoints sync both files.
         connection.pragma_update(None, "synchronous", "NORMAL")?;
@@ -208,13 +228,15 @@ impl Database {
 }
 
 fn configure(connection: &Connection, cache_kib: i64) -> Result<(), rusqlite::Error> {
+    harden(connection)?;
     connection.busy_timeout(std::time::Duration::from_secs(10))?;
     connection.set_prepared_statement_cache_capacity(128);
     // Statements are planned once, and not again for each value that is bound: that took longer than most
     // of them run.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.pragma_update(None, "cache_size", -cache_kib)?;
-    connection.pragma_update(None, "foreign_keys", true)
+    // No table of ours has any, and a person's own table is not to keep rows of ours from being deleted.
+    connection.pragma_update(None, "foreign_keys", false)
 }
 
 fn open_reader(path: &Path) -> Result<Connection, rusqlite::Error> {

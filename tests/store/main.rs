@@ -1,6 +1,7 @@
 //! A node's data over time: backed up, restored, copied, set back, damaged.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod backups;
 mod damage;
 #[path = "../simulation/dice.rs"]
 #[allow(dead_code)] // the simulator throws them in more ways
@@ -11,6 +12,7 @@ mod faults;
 mod full;
 #[cfg(unix)]
 mod kills;
+mod odd_rows;
 #[path = "../books/support.rs"]
 #[allow(dead_code)] // used by the tests of transfers
 mod support;

@@ -26,8 +26,8 @@ use crate::node::{BackupOptions, Node};
 impl P2PNode {
     /// Copies peers, catalogs and transfers as they are at one moment into a new file, readable by its
     /// owner only, while the node goes on. The file appears only when it is whole and synced. Books are
-    /// not in it; the identity is if there is a passphrase, encrypted. Rejects with
-    /// `ERR_INVALID_ARGUMENT` when the file exists or the passphrase has less than 8 characters,
+    /// not in it; the identity is if there is a passphrase, encrypted. Nobody can change it without being
+    /// noticed who has neither the passphrase nor `keypair.json`. Rejects with `ERR_INVALID_ARGUMENT` when the file exists or the passphrase has less than 8 characters,
     /// `ERR_DISK_FULL`, `ERR_IO`. Aborted, it leaves nothing.
     #[napi(
         ts_args_type = "path: string, options?: BackupOptions",
@@ -53,10 +53,12 @@ impl P2PNode {
 
     /// Makes the data directory of a node from a backup. Opened afterwards, the node publishes nothing
     /// (`ERR_FEED_UNCONFIRMED`) until a peer has confirmed that its catalog is not longer elsewhere, or
-    /// you have with `catalog.resumePublishing()`. Without the identity in the backup, its
-    /// `keypair.json` must be in the directory. Rejects with `ERR_INVALID_STATE` when there is a node
-    /// already or no key pair, `ERR_DENIED` for a wrong passphrase, `ERR_CORRUPT` for a file that is no
-    /// whole backup; nothing was changed then.
+    /// you have with `catalog.resumePublishing()`. The backup must be what was made, to the last bit, which
+    /// the identity proves: without the identity in the backup, its `keypair.json` must be in the
+    /// directory. Rejects with `ERR_INVALID_STATE` when there is a node already or no key pair,
+    /// `ERR_DENIED` for a wrong passphrase, `ERR_CORRUPT` for a file that is no whole backup, that was
+    /// changed, or that a version made which could not prove backups yet; nothing was changed then. With
+    /// the option `unauthenticated`, of such a file the catalog alone is restored.
     #[napi(
         ts_args_type = "backupPath: string, dataDir: string, options?: RestoreOptions",
         ts_return_type = "Promise<Restored>"
@@ -71,8 +73,21 @@ impl P2PNode {
             let backup = PathBuf::from(string(backup, "backupPath")?);
             let data_dir = PathBuf::from(string(data_dir, "dataDir")?);
             let passphrase = options.as_ref().map(passphrase).transpose()?.flatten();
+            let unauthenticated = match &options {
+                Some(options) => {
+                    optional_boolean(property(options, "unauthenticated")?, "unauthenticated")?
+                }
+                None => None,
+            };
             Ok(async move {
-                Json::new(&Node::restore(&backup, &data_dir, passphrase.as_deref()).await?)
+                let passphrase = passphrase.as_deref();
+                let restored = match unauthenticated {
+                    Some(true) => {
+                        Node::restore_unauthenticated(&backup, &data_dir, passphrase).await?
+                    }
+                    _ => Node::restore(&backup, &data_dir, passphrase).await?,
+                };
+                Json::new(&restored)
             })
         })
     }

@@ -442,6 +442,11 @@ export interface Backup {
 export interface RestoreOptions extends WaitOptions {
   /** What the identity in the backup was encrypted with. */
   passphrase?: string
+  /**
+   * Also take a backup that nothing proves: one that was changed, or that a version made which could not
+   * prove backups yet. Of such a one, only the catalog is restored, as far as the identity signed it.
+   */
+  unauthenticated?: boolean
 }
 
 /** A data directory that was made from a backup. */
@@ -450,6 +455,11 @@ export interface Restored {
   publicKey: string
   /** Whether `keypair.json` came out of the backup. */
   hasIdentity: boolean
+  /**
+   * There when the backup could not be proven to be what was made, and so only the catalog was restored: no
+   * peers, no policies, no transfers, and not where the books' files are.
+   */
+  catalogOnly?: true
 }
 
 /** Which books to list. */

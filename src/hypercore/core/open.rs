@@ -98,7 +98,10 @@ impl Core {
         let OpenOptions { manifest, writer, .. } = options;
         let header = place.header()?;
         let manifest = match header.as_ref().and_then(|header| header.manifest.as_ref()) {
-            Some(bytes) => Some(Manifest::decode(bytes)?),
+            Some(bytes) => {
+                let manifest = Manifest::decode(bytes);
+                Some(manifest.map_err(|_| CoreError::Corrupt("the manifest that is stored"))?)
+            }
             None => manifest.or_else(|| writer.as_ref().and_then(|pair| compat_of(pair, &key))),
         };
         if let Some(manifest) = &manifest {

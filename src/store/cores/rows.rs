@@ -21,7 +21,7 @@ const TOGETHER: usize = 32;
 const CORE_SHIFT: u32 = 40;
 
 /// Where row `number` of a core is.
-fn place(core: i64, number: u64) -> rusqlite::Result<i64> {
+pub(super) fn place(core: i64, number: u64) -> rusqlite::Result<i64> {
     let low = i64::try_from(number).ok().filter(|low| low >> CORE_SHIFT == 0);
     let high = core.checked_mul(1 << CORE_SHIFT);
     match (high, low) {
@@ -31,7 +31,7 @@ fn place(core: i64, number: u64) -> rusqlite::Result<i64> {
 }
 
 /// The rows of a core, first and one past the last.
-fn places(core: i64) -> rusqlite::Result<(i64, i64)> {
+pub(super) fn places(core: i64) -> rusqlite::Result<(i64, i64)> {
     Ok((place(core, 0)?, place(core + 1, 0)?))
 }
 
@@ -181,7 +181,7 @@ fn put_blocks(
     few.chunks(1).try_for_each(|block| put(one, block))
 }
 
-fn put_header(
+pub(super) fn put_header(
     transaction: &Transaction<'_>,
     discovery_key: &Hash,
     header: &Header,
