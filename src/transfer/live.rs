@@ -16,13 +16,16 @@ use super::state::Direction;
 use crate::crypto::PublicKey;
 use crate::sync::lock;
 
+static NEXT_LIVE: AtomicU64 = AtomicU64::new(0);
+
 /// One transfer that is not finished.
 pub(super) struct Live {
     pub(super) id: String,
     pub(super) peer: PublicKey,
     pub(super) direction: Direction,
     request_id: String,
-    created_at: u64,
+    /// Orders transfers by when they came up here, whatever the clock says.
+    number: u64,
     /// Held while the state changes.
     pub(super) record: tokio::sync::Mutex<Record>,
     pub(super) info: watch::Sender<TransferInfo>,
@@ -96,7 +99,7 @@ impl Live {
             peer: record.peer,
             direction: record.direction,
             request_id: record.request_id.clone(),
-            created_at: record.created_at,
+            number: NEXT_LIVE.fetch_add(1, Ordering::Relaxed),
             info: watch::Sender::new(record.info()),
             record: tokio::sync::Mutex::new(record),
             job: Mutex::default(),
@@ -148,9 +151,9 @@ impl Live {
         (self.direction == Direction::Outgoing).then(|| (self.peer, self.request_id.clone()))
     }
 
-    /// Orders transfers by when they began.
-    pub(super) fn age(&self) -> (u64, &str) {
-        (self.created_at, &self.id)
+    /// Orders transfers by when they began, or were taken up again.
+    pub(super) fn age(&self) -> u64 {
+        self.number
     }
 
     /// Stops the job, and gives it to be waited for.

@@ -1,8 +1,9 @@
-//! The `transfers` table. A transfer is here before anybody hears of it.
+//! The `transfers` table. A transfer is here before anybody hears of it. Rows are in the order in which transfers
+//! began, whatever the clock said then.
 
 use std::path::PathBuf;
 
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, Rows, Transaction, params};
 use serde::{Deserialize, Serialize};
 
 use super::library::Description;
@@ -11,7 +12,7 @@ use super::record::{Approval, Record};
 use super::state::{Direction, State};
 use crate::crypto::PublicKey;
 use crate::error::ErrorCode;
-use crate::store::StoreError;
+use crate::store::{StoreError, readable};
 
 /// How many finished transfers of one peer and direction are remembered.
 const MAX_FINISHED: u32 = 1000;
@@ -123,7 +124,7 @@ pub(super) fn prune(
     let sql = format!(
         "DELETE FROM transfers WHERE id IN (SELECT id FROM transfers WHERE direction = ?1 AND \
          peer = ?2 AND NOT ({UNFINISHED}) AND NOT (direction = 'incoming' AND state = 'failed') \
-         ORDER BY updated_at DESC, rowid DESC LIMIT -1 OFFSET ?3)"
+         ORDER BY rowid DESC LIMIT -1 OFFSET ?3)"
     );
     transaction.prepare_cached(&sql)?.execute(params![
         direction.as_str(),
@@ -162,7 +163,7 @@ pub(super) fn open_incoming(
     let sql = format!(
         "SELECT {COLUMNS} FROM transfers WHERE direction = 'incoming' AND peer = ?1 \
          AND book_id = ?2 AND ({UNFINISHED} OR state = 'failed') \
-         ORDER BY state = 'failed', created_at DESC LIMIT 1"
+         ORDER BY state = 'failed', rowid DESC LIMIT 1"
     );
     let mut statement = connection.prepare_cached(&sql)?;
     Ok(statement.query_row(params![peer.as_bytes(), book_id], read).optional()?)
@@ -170,22 +171,19 @@ pub(super) fn open_incoming(
 
 /// Every transfer that is not finished, the oldest first.
 pub(super) fn unfinished(connection: &Connection) -> Result<Vec<Record>, StoreError> {
-    let sql =
-        format!("SELECT {COLUMNS} FROM transfers WHERE {UNFINISHED} ORDER BY created_at, rowid");
+    let sql = format!("SELECT {COLUMNS} FROM transfers WHERE {UNFINISHED} ORDER BY rowid");
     let mut statement = connection.prepare_cached(&sql)?;
-    let rows = statement.query_map([], read)?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    read_all(statement.query([])?)
 }
 
 /// Incoming transfers whose end the peer has not been told.
 pub(super) fn untold(connection: &Connection, peer: &PublicKey) -> Result<Vec<Record>, StoreError> {
     let sql = format!(
         "SELECT {COLUMNS} FROM transfers WHERE direction = 'incoming' AND peer = ?1 AND told = 0 \
-         AND NOT ({UNFINISHED}) ORDER BY updated_at DESC LIMIT 100"
+         AND NOT ({UNFINISHED}) ORDER BY rowid DESC LIMIT 100"
     );
     let mut statement = connection.prepare_cached(&sql)?;
-    let rows = statement.query_map([peer.as_bytes()], read)?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    read_all(statement.query([peer.as_bytes()])?)
 }
 
 /// Lists transfers, the newest first.
@@ -197,23 +195,33 @@ pub(super) fn list(
     let sql = format!(
         "SELECT {COLUMNS} FROM transfers WHERE (?1 IS NULL OR direction = ?1) \
          AND (?2 IS NULL OR state = ?2) AND (?3 IS NULL OR peer = ?3) \
-         ORDER BY created_at DESC, rowid DESC LIMIT ?4"
+         ORDER BY rowid DESC LIMIT ?4"
     );
     let mut statement = connection.prepare_cached(&sql)?;
-    let rows = statement.query_map(
-        params![
-            filter.direction.map(Direction::as_str),
-            filter.state.map(State::as_str),
-            peer.as_ref().map(PublicKey::as_bytes),
-            filter.limit.unwrap_or(DEFAULT_LIMIT).min(MAX_LIMIT),
-        ],
-        read,
-    )?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    let rows = statement.query(params![
+        filter.direction.map(Direction::as_str),
+        filter.state.map(State::as_str),
+        peer.as_ref().map(PublicKey::as_bytes),
+        filter.limit.unwrap_or(DEFAULT_LIMIT).min(MAX_LIMIT),
+    ])?;
+    read_all(rows)
+}
+
+/// The rows that can be read.
+fn read_all(mut rows: Rows<'_>) -> Result<Vec<Record>, StoreError> {
+    let mut records = Vec::new();
+    while let Some(row) = rows.next()? {
+        records.extend(readable("transfers", read(row))?);
+    }
+    Ok(records)
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Record> {
-    let outside = |column: &str| rusqlite::Error::InvalidColumnName(column.to_owned());
+    // Text that means nothing to this version.
+    let outside = |column: &str| {
+        let index = row.as_ref().column_index(column).unwrap_or_default();
+        rusqlite::Error::InvalidColumnType(index, column.to_owned(), rusqlite::types::Type::Text)
+    };
     let state: String = row.get("state")?;
     let error: Option<String> = row.get("error")?;
     let path = |text: Option<String>| text.map(PathBuf::from);
@@ -348,5 +356,73 @@ mod tests {
         .unwrap();
         let all = Filter { limit: Some(MAX_LIMIT), ..Filter::default() };
         assert_eq!(db.read(|c| list(c, &all, None)).unwrap().len() as u32, MAX_FINISHED);
+    }
+
+    #[tokio::test]
+    async fn what_failed_on_its_way_here_is_never_forgotten_for_it_can_be_resumed() {
+        let (_dir, db) = open();
+        db.write(|t| {
+            for n in 0..MAX_FINISHED + 5 {
+                let mut record = Record { book_id: n.to_string(), ..record() };
+                record.state = State::Failed;
+                put(t, &record)?;
+            }
+            prune(t, Direction::Incoming, &PEER)
+        })
+        .await
+        .unwrap();
+        let all = Filter { limit: Some(MAX_LIMIT), ..Filter::default() };
+        assert_eq!(db.read(|c| list(c, &all, None)).unwrap().len() as u32, MAX_FINISHED + 5);
+    }
+
+    #[tokio::test]
+    async fn the_order_is_that_of_beginning_whatever_the_clock_says() {
+        let (_dir, db) = open();
+        let mut ids = Vec::new();
+        for at in [9_000_000, 5, 4_000_000, 1] {
+            let mut record = Record { book_id: at.to_string(), ..record() };
+            (record.created_at, record.updated_at) = (at, at);
+            save(&db, &record).await.unwrap();
+            ids.push(record.id);
+        }
+        let began: Vec<_> = db.read(unfinished).unwrap().into_iter().map(|r| r.id).collect();
+        assert_eq!(began, ids);
+        let listed = db.read(|c| list(c, &Filter::default(), None)).unwrap();
+        assert!(listed.iter().rev().map(|r| &r.id).eq(&ids));
+    }
+
+    #[tokio::test]
+    async fn a_row_that_cannot_be_read_hides_no_other() {
+        let (_dir, db) = open();
+        let (first, second) = (record(), Record { book_id: "other".into(), ..record() });
+        save(&db, &first).await.unwrap();
+        save(&db, &second).await.unwrap();
+        let id = first.id.clone();
+        db.write::<_, StoreError, _>(move |t| {
+            Ok(t.execute("UPDATE transfers SET state = 'levitating' WHERE id = ?1", [id])?)
+        })
+        .await
+        .unwrap();
+        let left: Vec<_> = db.read(unfinished).unwrap().into_iter().map(|r| r.id).collect();
+        assert_eq!(left, [second.id]);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_let_go_keeps_no_transfer_and_no_approval() {
+        let (_dir, db) = open();
+        let approval = Some(Approval { edition: [1; 32], hash: None });
+        for (n, state) in State::ALL.into_iter().enumerate() {
+            for direction in [Direction::Incoming, Direction::Outgoing] {
+                let record =
+                    Record { direction, state, approval, book_id: n.to_string(), ..record() };
+                save(&db, &record).await.unwrap();
+            }
+        }
+        db.write(|t| end_all_with(t, &PEER)).await.unwrap();
+        assert!(db.read(|c| endable(c, &PEER)).unwrap().is_empty());
+        for record in db.read(|c| list(c, &Filter::default(), None)).unwrap() {
+            let is_over = [State::Completed, State::Denied, State::Cancelled];
+            assert!(is_over.contains(&record.state) && record.approval.is_none(), "{record:?}");
+        }
     }
 }
