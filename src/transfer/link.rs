@@ -1,5 +1,6 @@
 //! The `alex/p2p` channel of one connection: hello, then messages both ways until either end goes.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -91,6 +92,42 @@ impl Reopened {
                 return channel;
             }
             self.put.notified().await;
+        }
+    }
+}
+
+/// The requests about which something is being done.
+#[derive(Default)]
+struct Busy {
+    turns: Turns,
+    with: Arc<Mutex<HashMap<String, usize>>>,
+}
+
+/// Something is being done about a request until this is dropped.
+struct BusyWith {
+    with: Arc<Mutex<HashMap<String, usize>>>,
+    id: String,
+}
+
+impl Busy {
+    fn is_about(&self, message: &Message) -> bool {
+        message.request_id().is_some_and(|id| lock(&self.with).contains_key(id))
+    }
+
+    fn with(&self, id: &str) -> BusyWith {
+        *lock(&self.with).entry(id.to_owned()).or_default() += 1;
+        BusyWith { with: Arc::clone(&self.with), id: id.to_owned() }
+    }
+}
+
+impl Drop for BusyWith {
+    fn drop(&mut self) {
+        let mut with = lock(&self.with);
+        if let Some(count) = with.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                with.remove(&self.id);
+            }
         }
     }
 }
@@ -215,7 +252,7 @@ impl Engine {
         heard: &mut JoinSet<Heard>,
         conduct: &mut Conduct,
     ) -> Result<(), String> {
-        let turns = Turns::default();
+        let busy = Busy::default();
         let mut owed = Owed::default();
         loop {
             let message = tokio::select! {
@@ -238,7 +275,7 @@ impl Engine {
                 () = owed.due(), if heard.len() < UNDER_WAY => {
                     for request in owed.take() {
                         let message = Message::Request(request);
-                        self.spawn_hear(peer, link, message, &turns, heard).await;
+                        self.spawn_hear(peer, link, message, &busy, heard).await;
                     }
                     continue;
                 }
@@ -246,10 +283,11 @@ impl Engine {
             match Message::decode(message.kind, &message.data) {
                 Ok(message) => {
                     owed.forget(&message);
-                    if !self.concerns_us(&peer, &message) {
+                    // What is said of a request right after it comes before it is known.
+                    if !busy.is_about(&message) && !self.concerns_us(&peer, &message) {
                         conduct.useless()?;
                     } else {
-                        self.spawn_hear(peer, link, message, &turns, heard).await;
+                        self.spawn_hear(peer, link, message, &busy, heard).await;
                     }
                 }
                 Err(error) => {
@@ -279,11 +317,11 @@ impl Engine {
         peer: PublicKey,
         link: u64,
         message: Message,
-        turns: &Turns,
+        busy: &Busy,
         heard: &mut JoinSet<Heard>,
     ) {
         let Some(id) = message.request_id() else { return };
-        let turn = turns.of(id).await;
+        let turn = (busy.with(id), busy.turns.of(id).await);
         // What the peer asks for next counts on it.
         let ending = self.ending(&peer, &message);
         let engine = Arc::clone(self);

@@ -265,6 +265,23 @@ async fn finished_ids_open_no_more_requests_than_new_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_right_after_a_request_counts() {
+    let (server, _, friend) = pair(Policy::AutoAccept).await;
+    server.publish("a", "a.epub", &noise(1, 10_000)).await;
+    for n in 0..10 {
+        friend.request(&n.to_string(), "a").await;
+        friend.send(2 + n % 2, json!({"id": n.to_string()})).await;
+    }
+    friend.drain().await;
+    for (n, info) in server.outgoing().iter().rev().enumerate() {
+        let info = soon(server.transfer(&info.id).done()).await.unwrap();
+        let expected = if n % 2 == 0 { State::Cancelled } else { State::Completed };
+        assert_eq!(info.state, expected, "{n}");
+    }
+    server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_program_says_of_a_failure_stays_here() {
     let (server, _, friend) = pair(Policy::AutoAccept).await;
     let secret = "ENOENT: no such file, open '/srv/books/private shelf/a diary.epub'";
