@@ -6,3 +6,4 @@ mod attacks;
 mod claims;
 mod friend;
 mod model;
+mod space;
