@@ -8,7 +8,7 @@ import { basename, dirname, join, sep } from 'node:path'
 import { Readable } from 'node:stream'
 import { test } from 'node:test'
 import {
-  books, eventOf, failure, offered, openNode, pair, shared, sharing, temporaryDirectory, testnet, until
+  books, eventOf, failure, offered, openNode, pair, shared, sharing, temporaryDirectory, testnet, undo, until
 } from './nodes.mjs'
 
 async function sha256(path) {
@@ -272,4 +272,43 @@ test('hostile words never become a path', async (t) => {
   assert.equal((await readdir(folder)).length, list.length)
   assert.deepEqual(await readdir(join(above, 'a')), ['b'])
   assert.deepEqual(await readdir(above), ['a'])
+})
+
+test('paths are those of the call that gave them, whatever becomes of the working directory', async (t) => {
+  const network = await testnet(t)
+  const before = process.cwd()
+  undo(t, () => process.chdir(before))
+  const here = await temporaryDirectory(t)
+  const elsewhere = await temporaryDirectory(t)
+  process.chdir(here)
+  const opening = Promise.all([
+    openNode(t, network, { dataDir: './sender', policy: 'auto-accept' }),
+    openNode(t, network, { dataDir: './receiver', booksDir: './library' })
+  ])
+  process.chdir(elsewhere)
+  const [sender, receiver] = await opening
+  await pair(sender, receiver)
+  process.chdir(here)
+  await writeFile('a book.epub', 'its bytes')
+  await writeFile('a stream.epub', 'other bytes')
+  const publishing = sender.catalog.publish([
+    { id: '1', title: 'One', format: 'epub', source: './a book.epub' },
+    { id: '2', title: 'Two', format: 'epub', source: async () => join(here, 'a stream.epub') }
+  ])
+  process.chdir(elsewhere)
+  await publishing
+  const peer = sender.identity.publicKey
+  await offered(receiver, peer, 2)
+  process.chdir(here)
+  const requests = [
+    receiver.transfers.request({ peer, bookId: '1' }),
+    receiver.transfers.request({ peer, bookId: '2', saveTo: './chosen.epub' })
+  ]
+  const backup = receiver.backup('./backup.db')
+  process.chdir(elsewhere)
+  const [first, second] = await Promise.all(requests.map(async (request) => (await (await request).done()).path))
+  assert.equal(dirname(first), join(here, 'library'))
+  assert.equal(second, join(here, 'chosen.epub'))
+  assert.equal((await backup).path, join(here, 'backup.db'))
+  assert.deepEqual(await readdir(elsewhere), [])
 })

@@ -86,6 +86,10 @@ impl Node {
     /// socket can be bound; `ERR_IO`, `ERR_DISK_FULL`.
     pub async fn open(options: NodeOptions) -> Result<Self> {
         let nickname = options.nickname.as_deref().map(check_nickname).transpose()?.flatten();
+        // Whatever becomes of the working directory.
+        let mut options = options;
+        options.data_dir = std::path::absolute(&options.data_dir)?;
+        options.books_dir = options.books_dir.map(std::path::absolute).transpose()?;
         make_private(&options.data_dir)?;
         let lock = DataDirLock::acquire(&options.data_dir)?;
         let identity = Identity::open(&options.data_dir)?;

@@ -261,7 +261,7 @@ impl Engine {
         let live = lock(&self.live);
         let is_wanted = |live: &&Arc<Live>| live.is_with(peer, direction);
         let mut found: Vec<_> = live.all().filter(is_wanted).cloned().collect();
-        found.sort_unstable_by(|a, b| a.age().cmp(&b.age()));
+        found.sort_unstable_by_key(|live| live.age());
         found
     }
 

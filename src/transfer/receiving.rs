@@ -380,10 +380,10 @@ impl Engine {
 /// The oldest transfers, in order. Of thousands that wait, only a few are looked for at a time.
 fn oldest(mut transfers: Vec<Arc<Live>>, count: usize) -> Vec<Arc<Live>> {
     if count < transfers.len() {
-        transfers.select_nth_unstable_by(count, |a, b| a.age().cmp(&b.age()));
+        transfers.select_nth_unstable_by_key(count, |live| live.age());
         transfers.truncate(count);
     }
-    transfers.sort_unstable_by(|a, b| a.age().cmp(&b.age()));
+    transfers.sort_unstable_by_key(|live| live.age());
     transfers
 }
 

@@ -43,7 +43,7 @@ impl Space {
             let disk = Disk::of(folder);
             if disks.iter().all(|(known, ..)| *known != disk) {
                 // When the question cannot be asked, writing will tell.
-                disks.push((disk, *bytes, fs4::available_space(folder).ok()));
+                disks.push((disk, *bytes, free_on(folder)));
             }
         }
         let mut reservation = Reservation { space: self.clone(), parts: Vec::new() };
@@ -69,6 +69,13 @@ impl Space {
         drop(reserved);
         Ok(reservation)
     }
+}
+
+/// How many bytes are free; `None` where that is not known. File systems that keep no count (ramfs, some in user
+/// space or over a network) say that they have no blocks at all.
+fn free_on(folder: &Path) -> Option<u64> {
+    let size = fs4::total_space(folder).ok()?;
+    fs4::available_space(folder).ok().filter(|_| size > 0)
 }
 
 impl Disk {

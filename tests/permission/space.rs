@@ -22,13 +22,17 @@ struct SmallDisk(PathBuf);
 impl SmallDisk {
     /// `None`, and a word, where none can be mounted.
     fn mount(at: &Path, size: usize) -> Option<Self> {
+        Self::mount_as(at, "tmpfs", &format!("size={size}"))
+    }
+
+    fn mount_as(at: &Path, kind: &str, options: &str) -> Option<Self> {
         std::fs::create_dir_all(at).unwrap();
         let mut mount = std::process::Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(at);
+        mount.args(["-t", kind, "-o", options, kind]).arg(at);
         if mount.output().is_ok_and(|output| output.status.success()) {
             return Some(Self(at.to_owned()));
         }
-        println!("skipped: mounting a small tmpfs takes root");
+        println!("skipped: mounting a {kind} takes root");
         None
     }
 }
@@ -141,6 +145,38 @@ async fn a_streamed_book_leaves_room_on_the_disk() {
     assert_eq!(told.error.as_deref(), Some(ErrorCode::DiskFull.as_str()), "{told:?}");
     // The owner's own writes go on, and so does what fits.
     friend.ask_until("2", "small", "granted").await;
+    server.close().await;
+    drop(disk);
+}
+
+/// A file system that keeps no count of its blocks says that none are free.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_does_not_say_how_much_is_free_takes_a_book() {
+    let server = Server::start(Policy::AutoAccept).await;
+    let folder = server.dir.path().join("uncounted");
+    let Some(disk) = SmallDisk::mount_as(&folder, "ramfs", "mode=0700") else { return };
+    let keys = KeyPair::generate();
+    server.add(&keys).await;
+    let friend = server.connect(&keys).await;
+    let path = server.dir.path().join("a.epub");
+    std::fs::write(&path, noise(1, 200_000)).unwrap();
+    let tree = StaticTree::build(&path, None).await.unwrap();
+    let core = Core::open_static(&MemoryStorage::new(), &tree).await.unwrap();
+    friend.replicator.add(core, CorePolicy::serve());
+    let (peer, book_id) = (keys.public_key().to_z32(), "a".to_owned());
+    let request = BookRequest { peer, book_id, save_to: Some(folder.join("a.epub")) };
+    let transfer = server.node.transfers().request(request).await.unwrap();
+    let message = soon(friend.channel.recv()).await.unwrap();
+    let asked: Value = serde_json::from_slice(&message.data).unwrap();
+    let hash: String = tree.hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    let reply = json!({
+        "id": asked["id"], "status": "granted", "key": z32::encode(&tree.key), "hash": hash,
+        "length": tree.length, "byteLength": tree.byte_length,
+    });
+    friend.send(1, reply).await;
+    let info = soon(transfer.done()).await.unwrap();
+    assert_eq!(info.state, State::Completed, "{info:?}");
+    assert_eq!(std::fs::read(folder.join("a.epub")).unwrap(), std::fs::read(&path).unwrap());
     server.close().await;
     drop(disk);
 }

@@ -1,6 +1,8 @@
 //! Reads arguments by hand, so that a wrong type is an `ERR_INVALID_ARGUMENT` like any other failure
 //! and says which argument it was.
 
+use std::path::PathBuf;
+
 use napi::bindgen_prelude::{FromNapiValue, JsObjectValue, Object, Uint8Array, Unknown, ValueType};
 
 use super::error::invalid;
@@ -27,6 +29,24 @@ pub fn string(value: Unknown<'_>, name: &str) -> Result<String> {
 /// A string argument that may be left out.
 pub fn optional_string(value: Unknown<'_>, name: &str) -> Result<Option<String>> {
     if is_missing(&value) { Ok(None) } else { string(value, name).map(Some) }
+}
+
+/// A path, as it is now: `process.chdir` does not change what was given before.
+pub fn path(value: Unknown<'_>, name: &str) -> Result<PathBuf> {
+    absolute(&string(value, name)?, name)
+}
+
+/// A path that may be left out.
+pub fn optional_path(value: Unknown<'_>, name: &str) -> Result<Option<PathBuf>> {
+    if is_missing(&value) { Ok(None) } else { path(value, name).map(Some) }
+}
+
+/// A path from the working directory as it is now. Separators at its end stay.
+pub fn absolute(path: &str, name: &str) -> Result<PathBuf> {
+    if path.is_empty() {
+        return Err(invalid(format!("{name} must not be empty")));
+    }
+    std::path::absolute(path).map_err(|error| invalid(format!("{name} is no path: {error}")))
 }
 
 /// A boolean that may be left out.

@@ -1,6 +1,5 @@
 //! Backups of a node, and nodes made from them.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use napi::Env;
@@ -11,7 +10,7 @@ use napi_derive::napi;
 use serde::Serialize;
 
 use super::argument::{
-    is_missing, optional_boolean, optional_string, property, string, type_of, wrong,
+    is_missing, optional_boolean, optional_string, path as path_of, property, type_of, wrong,
 };
 use super::call::{Promised, call};
 use super::error::internal;
@@ -41,7 +40,7 @@ impl P2PNode {
     ) -> Promised<'env> {
         let open = Arc::clone(self.opened());
         call(env, open.clone().life(), options, |options| {
-            let path = PathBuf::from(string(path, "path")?);
+            let path = path_of(path, "path")?;
             let mut wanted = BackupOptions::default();
             if let Some(options) = &options {
                 wanted.passphrase = passphrase(options)?;
@@ -70,8 +69,8 @@ impl P2PNode {
         options: Option<Unknown<'env>>,
     ) -> Promised<'env> {
         call(env, &Life::default(), options, |options| {
-            let backup = PathBuf::from(string(backup, "backupPath")?);
-            let data_dir = PathBuf::from(string(data_dir, "dataDir")?);
+            let backup = path_of(backup, "backupPath")?;
+            let data_dir = path_of(data_dir, "dataDir")?;
             let passphrase = options.as_ref().map(passphrase).transpose()?.flatten();
             let unauthenticated = match &options {
                 Some(options) => {

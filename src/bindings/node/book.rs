@@ -1,7 +1,6 @@
 //! Books as JavaScript gives them: their fields, and where their bytes are.
 
 use std::future::Future;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -12,7 +11,7 @@ use napi::bindgen_prelude::{
 use napi::threadsafe_function::ThreadsafeFunction;
 use napi::{Env, JsValue, Status};
 
-use super::argument::{is_missing, property, type_of, wrong};
+use super::argument::{absolute, is_missing, property, type_of, wrong};
 use super::error::{internal, invalid};
 use super::json::from_js;
 use super::stream::{Chunk, ChunkReader};
@@ -45,10 +44,7 @@ pub fn books(env: &Env, value: Unknown<'_>) -> Result<Vec<Book>> {
 fn source(value: Unknown<'_>) -> Result<Option<BookSource>> {
     match type_of(&value) {
         _ if is_missing(&value) => Ok(None),
-        ValueType::String => {
-            let path = super::argument::string(value, "source")?;
-            Ok(Some(BookSource::Path(PathBuf::from(path))))
-        }
+        ValueType::String => Ok(Some(BookSource::Path(super::argument::path(value, "source")?))),
         _ => provider(value).map(|provider| Some(BookSource::OnDemand(provider))),
     }
 }
@@ -118,8 +114,10 @@ impl FromNapiValue for Place {
         unsafe {
             let unknown = Unknown::from_raw_unchecked(env, value);
             if type_of(&unknown) == ValueType::String {
-                return String::from_napi_value(env, value)
-                    .map(|path| Self(Provided::Path(PathBuf::from(path))));
+                let path = String::from_napi_value(env, value)?;
+                let path = absolute(&path, "what source() gives")
+                    .map_err(|error| napi::Error::new(Status::InvalidArg, error.message))?;
+                return Ok(Self(Provided::Path(path)));
             }
             ReadableStream::<Chunk>::validate(env, value).map_err(|_| refused())?;
             let reader = ReadableStream::<Chunk>::from_napi_value(env, value)?.read()?;

@@ -12,7 +12,8 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::argument::{
-    is_missing, object, optional_count, options as read_options, property, string, type_of, wrong,
+    is_missing, object, optional_count, optional_path, options as read_options, path, property,
+    string, type_of, wrong,
 };
 use super::call::{Promised, call};
 use super::catalog_feed::CatalogFeed;
@@ -293,7 +294,8 @@ fn iterator<'env>(
 /// The options of `open()`. Bootstrap nodes may be objects, too, as JavaScript's hyperdht gives them.
 fn open_options(env: &Env, value: Unknown<'_>) -> Result<NodeOptions> {
     let options = object(value, "options")?;
-    string(property(&options, "dataDir")?, "dataDir")?;
+    let data_dir = path(property(&options, "dataDir")?, "dataDir")?;
+    let books_dir = optional_path(property(&options, "booksDir")?, "booksDir")?;
     let mut options: Value = from_js(env, value, "options")?;
     if let Some(nodes) = options.get_mut("bootstrap").and_then(Value::as_array_mut) {
         for node in nodes {
@@ -302,5 +304,7 @@ fn open_options(env: &Env, value: Unknown<'_>) -> Result<NodeOptions> {
             }
         }
     }
-    serde_json::from_value(options).map_err(|error| invalid(format!("options: {error}")))
+    let options: NodeOptions =
+        serde_json::from_value(options).map_err(|error| invalid(format!("options: {error}")))?;
+    Ok(NodeOptions { data_dir, books_dir, ..options })
 }

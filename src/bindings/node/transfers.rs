@@ -6,7 +6,7 @@ use napi::Env;
 use napi::bindgen_prelude::Unknown;
 use napi_derive::napi;
 
-use super::argument::{is_missing, object, optional_string, property, string};
+use super::argument::{is_missing, object, optional_path, optional_string, property, string};
 use super::call::{Promised, call, on_disk, wait};
 use super::json::{Json, UNDEFINED, from_js};
 use super::life::Life;
@@ -51,7 +51,7 @@ impl Transfers {
             let request = BookRequest {
                 peer: public_key(property(&given, "peer")?)?.to_z32(),
                 book_id: string(property(&given, "bookId")?, "bookId")?,
-                save_to: optional_string(property(&given, "saveTo")?, "saveTo")?.map(Into::into),
+                save_to: optional_path(property(&given, "saveTo")?, "saveTo")?,
             };
             Ok(async move { Transfer::new(transfers.request(request).await?, life) })
         })
