@@ -10,11 +10,14 @@
 //! | `own.rs`, `plan.rs`, `sources.rs` | this node's feed; what must be appended; where the bytes are |
 //! | `halt.rs`, `recovery.rs` | what stops publishing; how it goes on, or with a new feed |
 //! | `verify.rs`, `fetch_back.rs` | reads everything again to see that it is whole; puts the own feed right |
+//! | `claims.rs`, `proof.rs`, `latest.rs` | the feeds that peers name; whose they are; one piece of work a peer |
 //! | `feeds.rs`, `mend.rs`, `moves.rs` | peers' feeds; those that could not be stored; those that go on elsewhere |
+//! | `sweep.rs` | what nobody needs any more at the start |
 
 mod across;
 mod book;
 mod candidates;
+mod claims;
 #[doc(hidden)]
 pub mod entry;
 mod error;
@@ -24,15 +27,18 @@ mod find;
 mod fold;
 mod halt;
 mod have;
+mod latest;
 mod list;
 mod mend;
 mod moves;
 mod own;
 mod plan;
+mod proof;
 mod recovery;
 mod replay;
 mod search;
 mod sources;
+mod sweep;
 mod verify;
 mod view;
 mod walk;
@@ -64,9 +70,12 @@ use crate::hypercore::replicator::{self, Replicator};
 use crate::store::{Database, StoreError};
 use crate::transfer::{BookSource, Description, Library, Provider};
 
+use claims::Claims;
 use feeds::PeerFeeds;
 use halt::Halt;
+use moves::Moves;
 use own::OwnFeed;
+use proof::FeedRates;
 
 /// How often peers' lengths are compared while a restored feed waits for them.
 const COMPARE: Duration = Duration::from_millis(500);
@@ -100,7 +109,9 @@ struct Inner {
     options: CatalogOptions,
     own: OwnFeed,
     peers: PeerFeeds,
-    moves: moves::Moves,
+    claims: Claims,
+    moves: Moves,
+    rates: FeedRates,
     cancel: CancellationToken,
 }
 
@@ -132,22 +143,19 @@ impl Catalog {
     ///
     /// An own feed that is damaged is never silently written anew: [`Catalog::trouble`] says so, the
     /// books that were replayed can be read, and publishing fails. A peer's feed that is damaged is
-    /// fetched again; one that cannot be opened is logged and left out, and its cached view stays.
+    /// fetched again; one that cannot be opened is logged and left out, and its cached view stays. The
+    /// catalogs of servers that are no peers any more are deleted, and whatever no row points at.
     pub async fn open(options: CatalogOptions) -> Result<Self> {
         let own = OwnFeed::open(&options).await?;
         let cancel = CancellationToken::new();
         let peers = PeerFeeds::default();
-        let me = options.key_pair.public_key();
-        for feed in options.database.read(view::feeds)? {
-            if feed.server == me {
-                continue;
-            }
-            if let Err(error) = peers.set(&options, feed.server, feed.key).await {
+        for feed in sweep::sweep(&options).await? {
+            if let Err(error) = peers.restore(&options, feed.server, feed.key).await {
                 tracing::warn!(peer = feed.server.short(), %error, "a peer's feed does not open");
             }
         }
-        let moves = moves::Moves::default();
-        let inner = Arc::new(Inner { options, own, peers, moves, cancel });
+        let (claims, moves, rates) = (Claims::default(), Moves::default(), FeedRates::default());
+        let inner = Arc::new(Inner { options, own, peers, claims, moves, rates, cancel });
         crate::tasks::spawn(watch_for_copies(Arc::downgrade(&inner)));
         crate::tasks::spawn(confirm(Arc::downgrade(&inner)));
         crate::tasks::spawn(mend::mend(Arc::downgrade(&inner)));
@@ -275,24 +283,38 @@ impl Catalog {
         self.view(peer)
     }
 
-    /// Follows this feed as the peer's catalog from now on: called with the key that an approved peer
-    /// says hello with. Another key than before replaces the catalog.
+    /// Takes note of the key that a peer says hello with. Once it is proven to be a feed that this peer's
+    /// own key signs, it is followed as the peer's catalog, if the peer is approved then; it takes the place
+    /// of another feed then and not before. Until then nothing is stored or deleted, and nothing of anybody
+    /// else is touched, whatever the key names. The latest key of a peer counts; the same again changes
+    /// nothing. Some new feeds of a peer are stored in an hour; then the latest waits.
+    ///
+    /// It does not wait for any of this. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// When the peer is this node itself.
     pub async fn set_feed(&self, peer: PublicKey, feed_key: [u8; 32]) -> Result<()> {
-        if feed_key == self.key() || peer == self.me() {
+        if peer == self.me() {
             return Err(CatalogError::ForeignFeed.into());
         }
-        self.inner.moves.stop(&feed_key).await;
-        Ok(self.inner.peers.set(&self.inner.options, peer, feed_key).await?)
+        claims::claim(&self.inner, peer, feed_key);
+        Ok(())
     }
 
-    /// Forgets a peer's catalog: called when the peer is removed.
+    /// Forgets a peer's catalog: called when the peer was removed, after [`forget_in`]. Ends what is under way
+    /// for it, and deletes what was fetched.
     pub async fn forget(&self, peer: PublicKey) -> Result<()> {
+        self.inner.claims.stop(&peer).await;
+        self.inner.moves.forget(&peer).await;
+        self.inner.rates.forget(&peer);
         Ok(self.inner.peers.remove(&self.inner.options, peer).await?)
     }
 
     /// Closes all feeds. The database stays open; a second call does nothing.
     pub async fn close(&self) {
         self.inner.cancel.cancel();
+        self.inner.claims.close().await;
         self.inner.moves.close().await;
         self.inner.peers.close().await;
         let _one = self.inner.own.publishing.lock().await;
@@ -308,6 +330,16 @@ impl Catalog {
     fn view(&self, server: PublicKey) -> PeerCatalog {
         PeerCatalog { inner: Arc::clone(&self.inner), server }
     }
+}
+
+/// Forgets a server's catalog, in the transaction that removes the server from the peers: nothing of it is
+/// shown from then on, and what was fetched of its feed is deleted by [`Catalog::forget`], or else at the next
+/// start. Nothing brings it back but a new approval.
+pub fn forget_in(
+    transaction: &rusqlite::Transaction<'_>,
+    peer: &PublicKey,
+) -> std::result::Result<(), StoreError> {
+    view::remove(transaction, peer).map(drop)
 }
 
 impl CatalogOptions {

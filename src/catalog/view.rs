@@ -136,6 +136,60 @@ pub(super) fn set_feed(
     feed(transaction, server)?.ok_or(StoreError::Sqlite(rusqlite::Error::QueryReturnedNoRows))
 }
 
+/// What this node's owner has decided about a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It may have a catalog here.
+    Approved,
+    /// What it has here stays, and nothing comes.
+    Blocked,
+    /// It is no peer (any more).
+    Unknown,
+}
+
+/// What the owner has decided about `server`.
+pub(super) fn standing(
+    connection: &Connection,
+    server: &PublicKey,
+) -> Result<Standing, StoreError> {
+    let mut statement =
+        connection.prepare_cached("SELECT status = 'approved' FROM peers WHERE public_key = ?1")?;
+    let is_approved = statement.query_row([server.to_z32()], |row| row.get(0)).optional()?;
+    Ok(match is_approved {
+        Some(true) => Standing::Approved,
+        Some(false) => Standing::Blocked,
+        None => Standing::Unknown,
+    })
+}
+
+/// Makes `key` the feed of a peer, as [`set_feed`] does. One that is not approved gets no feed that it has
+/// not got.
+pub(super) fn set_peer_feed(
+    transaction: &Transaction<'_>,
+    peer: &PublicKey,
+    key: &[u8; 32],
+) -> Result<Feed, CatalogError> {
+    let known = feed(transaction, peer)?.is_some_and(|feed| feed.key == *key);
+    match standing(transaction, peer)? {
+        Standing::Approved => {}
+        Standing::Blocked if known => {}
+        Standing::Blocked | Standing::Unknown => return Err(CatalogError::NotApproved),
+    }
+    Ok(set_feed(transaction, peer, key)?)
+}
+
+/// Empties the view of a server's feed, to be replayed from the start.
+pub(super) fn empty(
+    transaction: &Transaction<'_>,
+    server: &PublicKey,
+    key: &[u8; 32],
+) -> Result<(), StoreError> {
+    if remove(transaction, server)?.is_some() {
+        set_feed(transaction, server, key)?;
+    }
+    Ok(())
+}
+
 /// Forgets a server's catalog. Returns the key of its feed.
 pub(super) fn remove(
     transaction: &Transaction<'_>,

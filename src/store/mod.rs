@@ -105,6 +105,11 @@ struct Inner {
 }
 
 impl Database {
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
     /// Opens or creates the database at `path` and brings its schema up to date. Blocks on disk.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let mut connection = Connection::open(path)?;

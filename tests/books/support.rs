@@ -12,7 +12,7 @@ use alex_p2p::hypercore::Storage;
 use alex_p2p::hypercore::replicator::Replicator;
 use alex_p2p::protomux::{MuxOptions, Protomux};
 use alex_p2p::secret_stream::connect_xx;
-use alex_p2p::store::{CoreStore, Database};
+use alex_p2p::store::{CoreStore, Database, StoreError};
 use alex_p2p::transfer::message::{Hello, VERSION};
 use alex_p2p::transfer::{
     BookRequest, BookSource, PeerRules, Policy, State, Transfer, TransferInfo, TransferLimits,
@@ -69,6 +69,17 @@ impl Disk {
         std::fs::write(&path, bytes.take(size).collect::<Vec<_>>()).unwrap();
         path
     }
+}
+
+/// Approves a server, as a person does.
+pub async fn approve(database: &Database, peer: &PublicKey) {
+    let sql =
+        "INSERT OR IGNORE INTO peers (public_key, status, added_at) VALUES (?1, 'approved', 0)";
+    let key = peer.to_z32();
+    database
+        .write(move |transaction| Ok::<_, StoreError>(transaction.execute(sql, [key])?))
+        .await
+        .unwrap();
 }
 
 /// Everybody is approved, with one policy.
@@ -150,7 +161,7 @@ impl Server {
         })
         .await?;
         let rules = Arc::new(Rules(Mutex::new(policy)));
-        let (feed_key, hearing) = (catalog.key(), catalog.clone());
+        let (feed_key, hearing, approving) = (catalog.key(), catalog.clone(), database.clone());
         let transfers = Transfers::open(TransferOptions {
             database: database.clone(),
             storage: Arc::clone(&storage),
@@ -165,8 +176,9 @@ impl Server {
                 features: Vec::new(),
             }),
             on_hello: Arc::new(move |peer, hello| {
-                let catalog = hearing.clone();
+                let (catalog, database) = (hearing.clone(), approving.clone());
                 let learning = tokio::spawn(async move {
+                    approve(&database, &peer).await;
                     match hello.feed_key {
                         Some(key) => catalog.set_feed(peer, key).await,
                         None => Ok(()),
@@ -268,6 +280,7 @@ async fn carry(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin
 
 /// Connects a server to a program that has only protomux.
 pub async fn connect_stranger(server: &Server, keys: &KeyPair) -> Protomux {
+    approve(&server.database, &keys.public_key()).await;
     let (left, right) = raw(&server.keys, keys).await;
     server.replicator.attach(&left);
     server.transfers.attach(&left);
