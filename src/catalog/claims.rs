@@ -64,9 +64,7 @@ async fn proven(catalog: &Weak<Inner>, peer: PublicKey, key: [u8; 32]) -> Option
         }
         Ok(Finding::TooLong) => {
             tracing::warn!(peer = peer.short(), "a peer's feed is too long; it is not followed");
-            let peer = peer.to_z32();
-            options
-                .tell(false, format!("the catalog of the server {peer} is too long to be fetched"));
+            tell_too_long(&options, &peer);
         }
         Err(error) => {
             tracing::warn!(peer = peer.short(), %error, "a peer's feed cannot be asked about");
@@ -75,16 +73,23 @@ async fn proven(catalog: &Weak<Inner>, peer: PublicKey, key: [u8; 32]) -> Option
     None
 }
 
-/// Waits until the disk has room for a feed.
+/// Tells a person why a catalog does not come.
+pub(super) fn tell_too_long(options: &CatalogOptions, peer: &PublicKey) {
+    let peer = peer.to_z32();
+    options.tell(false, format!("the catalog of the server {peer} is too long to be fetched"));
+}
+
+/// Waits until the disk has room for a feed, and says so when it has none.
 pub(super) async fn wait_for_room(options: &CatalogOptions, peer: PublicKey, bytes: u64) {
     let mut is_told = false;
     while !has_room(options, bytes) {
         if !std::mem::replace(&mut is_told, true) {
             let peer = peer.to_z32();
-            options
-                .tell(false, format!("the disk has no room for the catalog of the server {peer}"));
+            let message =
+                format!("the disk has no room for the catalog of the server {peer}: make room");
+            options.tell(false, message);
         }
-        tokio::time::sleep(LAST_RETRY).await;
+        tokio::time::sleep(RETRY).await;
     }
 }
 

@@ -69,19 +69,20 @@ impl<T: Clone + PartialEq + Send + Sync + 'static> Latest<T> {
                 let wanted = news.borrow_and_update().clone();
                 let given_up = stop.child_token();
                 let mut working = Box::pin(work(wanted, given_up.clone()));
-                tokio::select! {
-                    () = &mut working => {}
+                let is_done = tokio::select! {
+                    () = &mut working => true,
                     // An error says that this worker was taken out, and it is stopped then.
                     _ = news.changed() => {
                         given_up.cancel();
                         working.await;
+                        false
                     }
-                }
+                };
                 let mut all = lock(&all);
                 if stop.is_cancelled() {
                     return;
                 }
-                if !news.has_changed().unwrap_or(false) {
+                if is_done && !news.has_changed().unwrap_or(false) {
                     all.remove(&peer);
                     return;
                 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use super::claims::wait_for_room;
+use super::claims::{tell_too_long, wait_for_room};
 use super::entry::{self, Entry};
 use super::feeds::{is_damage, share};
 use super::latest::Latest;
@@ -251,6 +251,7 @@ async fn prove(catalog: &Weak<Inner>, peer: PublicKey, key: [u8; 32]) -> Result<
         }
         Ok(Finding::TooLong) => {
             tracing::warn!(peer = peer.short(), "a peer's new feed is too long");
+            tell_too_long(&options, &peer);
             Err(Arrival::Refused)
         }
         Err(error) => {

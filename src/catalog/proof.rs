@@ -25,8 +25,6 @@ const MAX_FEED_ENTRIES: u64 = 4_000_000;
 const MAX_FEED_BYTES: u64 = 4 << 30;
 /// How many bytes the manifest of a feed may have: one signer, and little else.
 const MAX_MANIFEST_BYTES: usize = 4096;
-/// What is left free on the disk.
-const MARGIN: u64 = 64 << 20;
 
 /// How many new feeds of one peer are stored …
 const MAX_CHANGES: usize = 6;
@@ -60,7 +58,7 @@ pub(super) fn is_too_long(state: &CoreChange) -> bool {
 pub(super) fn has_room(options: &CatalogOptions, bytes: u64) -> bool {
     let folder = options.database.path().parent();
     let free = folder.and_then(|folder| fs4::available_space(folder).ok());
-    free.is_none_or(|free| free >= bytes.saturating_add(MARGIN))
+    free.is_none_or(|free| free >= bytes)
 }
 
 /// With whom a feed of `peer` is open. Its catalog is its own business: unless the user says otherwise,

@@ -72,14 +72,12 @@ impl Disk {
 }
 
 /// Approves a server, as a person does.
-pub async fn approve(database: &Database, peer: &PublicKey) {
+pub async fn approve(database: &Database, peer: &PublicKey) -> Result<(), Error> {
     let sql =
         "INSERT OR IGNORE INTO peers (public_key, status, added_at) VALUES (?1, 'approved', 0)";
     let key = peer.to_z32();
-    database
-        .write(move |transaction| Ok::<_, StoreError>(transaction.execute(sql, [key])?))
-        .await
-        .unwrap();
+    let insert = database.write(move |t| Ok::<_, StoreError>(t.execute(sql, [key]).map(drop)?));
+    Ok(insert.await?)
 }
 
 /// Everybody is approved, with one policy.
@@ -178,7 +176,7 @@ impl Server {
             on_hello: Arc::new(move |peer, hello| {
                 let (catalog, database) = (hearing.clone(), approving.clone());
                 let learning = tokio::spawn(async move {
-                    approve(&database, &peer).await;
+                    approve(&database, &peer).await?;
                     match hello.feed_key {
                         Some(key) => catalog.set_feed(peer, key).await,
                         None => Ok(()),
@@ -280,7 +278,7 @@ async fn carry(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin
 
 /// Connects a server to a program that has only protomux.
 pub async fn connect_stranger(server: &Server, keys: &KeyPair) -> Protomux {
-    approve(&server.database, &keys.public_key()).await;
+    approve(&server.database, &keys.public_key()).await.unwrap();
     let (left, right) = raw(&server.keys, keys).await;
     server.replicator.attach(&left);
     server.transfers.attach(&left);
