@@ -92,14 +92,17 @@ impl Replicator {
     }
 
     pub(super) fn remove(&self, swarm: &Arc<Swarm>) {
-        swarm.closed.cancel();
-        let mut swarms = lock(&self.inner.swarms);
-        if let Entry::Occupied(mut all) = swarms.entry(swarm.discovery_key) {
-            all.get_mut().retain(|other| !Arc::ptr_eq(other, swarm));
-            if all.get().is_empty() {
-                all.remove();
+        {
+            let mut swarms = lock(&self.inner.swarms);
+            if let Entry::Occupied(mut all) = swarms.entry(swarm.discovery_key) {
+                all.get_mut().retain(|other| !Arc::ptr_eq(other, swarm));
+                if all.get().is_empty() {
+                    all.remove();
+                }
             }
         }
+        // Not before: whoever sees it looks for another one that its peer has to do with.
+        swarm.closed.cancel();
     }
 
     /// Opens a core on every connection whose peer its policy admits.
@@ -135,14 +138,11 @@ impl Replicator {
         });
     }
 
-    /// Opens a core's channel, unless it is open, the policy does not admit the peer, or the peer has to do
-    /// with another core that has the same key.
-    fn open(&self, swarm: &Arc<Swarm>, connection: &Arc<Connection>) {
-        let current = self.inner.swarm_for(&swarm.discovery_key, &connection.peer);
-        let is_current = current.is_some_and(|current| Arc::ptr_eq(&current, swarm));
-        if swarm.closed.is_cancelled() || !is_current {
-            return;
-        }
+    /// Opens a core's channel, unless it is open or no policy admits the peer. Which core it is follows from the
+    /// peer: of several with one key not always the one that was asked for.
+    fn open(&self, asked: &Swarm, connection: &Arc<Connection>) {
+        let swarm = self.inner.swarm_for(&asked.discovery_key, &connection.peer);
+        let Some(swarm) = swarm.filter(|swarm| !swarm.closed.is_cancelled()) else { return };
         match lock(&connection.open).entry(swarm.discovery_key) {
             Entry::Occupied(_) => return,
             Entry::Vacant(entry) => entry.insert(None),
@@ -158,7 +158,7 @@ impl Replicator {
         });
         match channel {
             Ok(channel) => {
-                let (swarm, connection) = (Arc::clone(swarm), Arc::clone(connection));
+                let connection = Arc::clone(connection);
                 crate::tasks::spawn(self.clone().replicate(swarm, connection, channel));
             }
             Err(error) => {
@@ -182,12 +182,7 @@ impl Replicator {
                 self.reopen(swarm, connection).await;
             }
             // A core that was added again while the channel went down, or another with the same key.
-            End::Removed => {
-                let current = self.inner.swarm_for(&swarm.discovery_key, &connection.peer);
-                if let Some(current) = current {
-                    self.open(&current, &connection);
-                }
-            }
+            End::Removed => self.open(&swarm, &connection),
             End::Idle if next.is_some() || swarm.is_downloading() => self.open(&swarm, &connection),
             End::Remote { .. } | End::Idle => {}
         }
