@@ -8,6 +8,7 @@
 //! | `find.rs`, `candidates.rs`, `walk.rs`, `search.rs`, `fold.rs` | finding books in order; words, and how they compare |
 //! | `replay.rs` | follows a feed into the view |
 //! | `own.rs`, `plan.rs`, `sources.rs` | this node's feed; what must be appended; where the bytes are |
+//! | `library.rs` | what transfers ask about books |
 //! | `halt.rs`, `recovery.rs` | what stops publishing; how it goes on, or with a new feed |
 //! | `verify.rs`, `fetch_back.rs` | reads everything again to see that it is whole; puts the own feed right |
 //! | `claims.rs`, `proof.rs`, `latest.rs` | the feeds that peers name; whose they are; one piece of work a peer |
@@ -28,6 +29,7 @@ mod fold;
 mod halt;
 mod have;
 mod latest;
+mod library;
 mod list;
 mod mend;
 mod moves;
@@ -68,7 +70,7 @@ use crate::events::{EventKind, Events};
 use crate::hypercore::Storage;
 use crate::hypercore::replicator::{self, Replicator};
 use crate::store::{Database, StoreError};
-use crate::transfer::{BookSource, Description, Library, Provider};
+use crate::transfer::Provider;
 
 use claims::Claims;
 use feeds::PeerFeeds;
@@ -499,30 +501,5 @@ impl PeerCatalog {
 
     fn database(&self) -> &Database {
         &self.inner.options.database
-    }
-}
-
-impl Library for Catalog {
-    fn own(&self, book_id: &str) -> Result<Option<(Description, Option<BookSource>)>> {
-        let Some(book) = self.get(book_id)? else { return Ok(None) };
-        let source = self
-            .inner
-            .options
-            .database
-            .read(|connection| self.inner.own.providers.resolve(connection, book_id))?;
-        Ok(Some((describe(book), source)))
-    }
-
-    fn of(&self, peer: &PublicKey, book_id: &str) -> Result<Option<Description>> {
-        Ok(self.view(*peer).get(book_id)?.map(describe))
-    }
-}
-
-fn describe(book: BookEntry) -> Description {
-    Description {
-        title: book.title,
-        author: book.author,
-        format: book.format,
-        size_bytes: book.size_bytes,
     }
 }
