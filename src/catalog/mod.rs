@@ -62,7 +62,7 @@ pub use have::Have;
 pub use list::{ListOptions, Page};
 pub use plan::Changes;
 pub use verify::{Verification, VerifyOptions};
-pub use view::MAX_BOOKS;
+pub use view::{MAX_BOOKS, forget_in};
 
 use crate::crypto::{KeyPair, PublicKey};
 use crate::error::Result;
@@ -332,16 +332,6 @@ impl Catalog {
     fn view(&self, server: PublicKey) -> PeerCatalog {
         PeerCatalog { inner: Arc::clone(&self.inner), server }
     }
-}
-
-/// Forgets a server's catalog, in the transaction that removes the server from the peers: nothing of it is
-/// shown from then on, and what was fetched of its feed is deleted by [`Catalog::forget`], or else at the next
-/// start. Nothing brings it back but a new approval.
-pub fn forget_in(
-    transaction: &rusqlite::Transaction<'_>,
-    peer: &PublicKey,
-) -> std::result::Result<(), StoreError> {
-    view::remove(transaction, peer).map(drop)
 }
 
 impl CatalogOptions {

@@ -190,6 +190,13 @@ pub(super) fn empty(
     Ok(())
 }
 
+/// Forgets a server's catalog, in the transaction that removes the server from the peers: nothing of it is
+/// shown from then on, and what was fetched of its feed is deleted by [`super::Catalog::forget`], or else at the next
+/// start. Nothing brings it back but a new approval.
+pub fn forget_in(transaction: &Transaction<'_>, peer: &PublicKey) -> Result<(), StoreError> {
+    remove(transaction, peer).map(drop)
+}
+
 /// Forgets a server's catalog. Returns the key of its feed.
 pub(super) fn remove(
     transaction: &Transaction<'_>,
