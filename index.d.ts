@@ -510,7 +510,7 @@ export interface SearchOptions extends WaitOptions {
    * ISBN of 10 digits finds the same one of 13, and the other way round, however they are parted.
    */
   query?: string
-  /** Only the catalogs of these servers, as keys or invite links; all when left out. */
+  /** Only the catalogs of these servers, as keys or invite links; those of all peers that are not blocked when left out. */
   peers?: string[]
   /** Only books of one of these formats; all when left out or empty. */
   formats?: string[]
@@ -882,8 +882,8 @@ export declare class CatalogFeed {
   list(options?: ListOptions): Promise<CatalogPage>
   /**
    * Searches the catalogs of all peers at once, as far as they have arrived here; also those of peers
-   * that are offline. The work is bounded, so that a page of rare books may be short and yet have a
-   * cursor.
+   * that are offline. What blocked peers offer is found only when `peers` names them. The work is bounded,
+   * so that a page of rare books may be short and yet have a cursor.
    */
   search(options?: SearchOptions): Promise<SearchPage>
   /** One of this server's own books; `null` when it is not on the catalog. */

@@ -55,10 +55,10 @@ async function server(t, directory) {
 }
 
 /** A JavaScript program's end of a connection to one of our servers, with alex/p2p open. */
-async function dial(t, port, { onrequest = () => {}, open = true, hello = {} } = {}) {
+async function dial(t, port, { onrequest = () => {}, open = true, hello = {}, keyPair } = {}) {
   const socket = net.connect(port, '127.0.0.1')
   socket.setNoDelay(true)
-  const stream = new NoiseStream(true, socket)
+  const stream = new NoiseStream(true, socket, { keyPair })
   stream.on('error', () => {})
   t.after(() => stream.destroy())
   await within(stream.opened, 'the secret stream')
@@ -258,11 +258,12 @@ async function slowLink(t) {
 
 test("entries of npm's that are encrypted are skipped, and it is said in words when all are", async (t) => {
   const us = await server(t)
-  const encrypted = new Hypercore(await temporaryDirectory(t), { encryptionKey: randomBytes(32) })
+  const keyPair = NoiseStream.keyPair()
+  const encrypted = new Hypercore(await temporaryDirectory(t), { keyPair, encryptionKey: randomBytes(32) })
   t.after(() => encrypted.close())
   const book = (n) => JSON.stringify({ type: 'book-added', id: `book-${n}`, title: `Book ${n}` })
   await encrypted.append([book(1), book(2), book(3)])
-  const peer = await dial(t, us.port, { hello: { feedKey: z32.encode(encrypted.key) } })
+  const peer = await dial(t, us.port, { keyPair, hello: { feedKey: z32.encode(encrypted.key) } })
   encrypted.replicate(peer.stream)
   const said = await us.event('status', (event) => event.layer === 'catalog' && !event.ok)
   assert.ok(said.message.includes(peer.key))

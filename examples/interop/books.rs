@@ -22,7 +22,7 @@ use alex_p2p::hypercore::Storage;
 use alex_p2p::hypercore::replicator::Replicator;
 use alex_p2p::protomux::{MuxOptions, Protomux};
 use alex_p2p::secret_stream::connect_xx;
-use alex_p2p::store::{CoreStore, Database};
+use alex_p2p::store::{CoreStore, Database, StoreError};
 use alex_p2p::transfer::message::{Hello, VERSION};
 use alex_p2p::transfer::{
     BookRequest, BookSource, PeerRules, Policy, Transfer, TransferLimits, TransferOptions,
@@ -100,6 +100,13 @@ fn commands() -> tokio::sync::mpsc::UnboundedReceiver<String> {
     receive
 }
 
+/// Approves a server: here everybody is.
+async fn approve(database: &Database, peer: PublicKey) -> Result<(), StoreError> {
+    let sql =
+        "INSERT OR IGNORE INTO peers (public_key, status, added_at) VALUES (?1, 'approved', 0)";
+    database.write(move |t| Ok(t.execute(sql, [peer.to_z32()]).map(drop)?)).await
+}
+
 impl Program {
     async fn open(folder: PathBuf, database: &Database, events: &Events) -> Result<Self, Failure> {
         let seed_path = folder.join("seed");
@@ -120,7 +127,7 @@ impl Program {
         })
         .await?;
         let rules = Arc::new(Rules(Mutex::new(Policy::AutoAccept)));
-        let (feed_key, hearing) = (catalog.key(), catalog.clone());
+        let (feed_key, hearing, approving) = (catalog.key(), catalog.clone(), database.clone());
         let transfers = Transfers::open(TransferOptions {
             database: database.clone(),
             storage,
@@ -135,11 +142,16 @@ impl Program {
                 features: Vec::new(),
             }),
             on_hello: Arc::new(move |peer, hello| {
-                let catalog = hearing.clone();
+                let (catalog, database) = (hearing.clone(), approving.clone());
                 tokio::spawn(async move {
-                    if let Some(key) = hello.feed_key
-                        && let Err(error) = catalog.set_feed(peer, key).await
-                    {
+                    let learned = async {
+                        approve(&database, peer).await?;
+                        match hello.feed_key {
+                            Some(key) => catalog.set_feed(peer, key).await,
+                            None => Ok(()),
+                        }
+                    };
+                    if let Err(error) = learned.await {
                         eprintln!("a feed is not followed: {error}");
                     }
                 });

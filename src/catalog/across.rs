@@ -1,6 +1,6 @@
 //! Pages of the books of all peers together.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use rusqlite::{Connection, OptionalExtension};
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,8 @@ pub struct SearchOptions {
     /// Words that begin words of the title, author, series or ISBN; case and accents do not matter. An
     /// ISBN of 10 digits finds the same one of 13, and the other way round.
     pub query: Option<String>,
-    /// Only the catalogs of these servers (keys, or invite links); all unless told.
+    /// Only the catalogs of these servers (keys, or invite links); unless told, of all peers that are not
+    /// blocked.
     pub peers: Option<Vec<String>>,
     /// Only books of one of these formats; all when empty.
     pub formats: Vec<String>,
@@ -98,7 +99,8 @@ pub struct SearchPage {
     pub facets: Option<Facets>,
 }
 
-/// Finds a page of books in the catalogs of `peers`, or of everybody but this node, `me`.
+/// Finds a page of books in the catalogs of `peers`, or of everybody but this node, `me`, and those whom it
+/// has blocked.
 pub(super) fn search(
     connection: &Connection,
     me: &PublicKey,
@@ -106,10 +108,14 @@ pub(super) fn search(
     options: &SearchOptions,
 ) -> std::result::Result<SearchPage, CatalogError> {
     let known = view::feeds(connection)?;
+    let blocked = match peers {
+        Some(_) => HashSet::new(),
+        None => blocked(connection)?,
+    };
     let is_wanted = |feed: &&Feed| match peers {
         _ if feed.server == *me => options.include_own,
         Some(peers) => peers.contains(&feed.server),
-        None => true,
+        None => !blocked.contains(&feed.server),
     };
     let feeds: Vec<Feed> = known.iter().filter(is_wanted).cloned().collect();
     let wanted = Wanted {
@@ -153,6 +159,18 @@ pub(super) fn search(
     });
     let (total, is_total_exact) = (found.total, found.is_exact);
     Ok(SearchPage { hits, next_cursor, total, is_total_exact, facets })
+}
+
+/// The servers whose books nobody here wants to see unless they are asked for by name.
+fn blocked(connection: &Connection) -> std::result::Result<HashSet<PublicKey>, StoreError> {
+    let mut statement =
+        connection.prepare_cached("SELECT public_key FROM peers WHERE status = 'blocked'")?;
+    let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+    let mut keys = HashSet::new();
+    for key in rows {
+        keys.extend(PublicKey::from_z32(&key?));
+    }
+    Ok(keys)
 }
 
 fn most(counts: Counts) -> Counts {
@@ -251,6 +269,30 @@ mod tests {
         assert_eq!(ids(&page(&db, &french)), ["a"]);
         let epub = SearchOptions { formats: vec!["epub".into()], ..query("emile") };
         assert_eq!(ids(&page(&db, &epub)), ["b"]);
+    }
+
+    #[tokio::test]
+    async fn what_a_blocked_peer_offers_is_found_only_when_it_is_asked_for() {
+        let (_dir, db) = open();
+        publish(&db, ADA, &[book("a", "Emile", r#","format":"pdf""#)]).await;
+        publish(&db, BOB, &[book("b", "Emile", r#","format":"epub""#)]).await;
+        for (status, found) in [("blocked", vec!["a"]), ("approved", vec!["a", "b"])] {
+            let bob = BOB.to_z32();
+            db.write(move |t| {
+                t.execute(
+                    "INSERT OR REPLACE INTO peers (public_key, status, added_at) VALUES (?1, ?2, 0)",
+                    [bob.as_str(), status],
+                )?;
+                Ok::<_, StoreError>(())
+            })
+            .await
+            .unwrap();
+            let all = page(&db, &query("emile"));
+            assert_eq!((ids(&all), all.total), (found.clone(), found.len() as u64), "{status}");
+            assert_eq!(all.facets.unwrap().formats.len(), found.len(), "{status}");
+            let named = db.read(|c| search(c, &ME, Some(&[BOB]), &query("emile"))).unwrap();
+            assert_eq!(ids(&named), ["b"], "{status}");
+        }
     }
 
     #[tokio::test]

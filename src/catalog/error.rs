@@ -61,9 +61,12 @@ pub enum CatalogError {
     /// More books than a catalog may have.
     #[error("a catalog has at most {MAX_BOOKS} books")]
     TooManyBooks,
-    /// A peer names a feed as its own that is this node's, or another peer's.
+    /// This node's own catalog was to be taken for a peer's.
     #[error("the peer names a feed as its own that belongs to another server")]
     ForeignFeed,
+    /// The peer was removed or blocked.
+    #[error("this server is not an approved peer: its catalog is not followed")]
+    NotApproved,
     /// The catalog was closed.
     #[error("the catalog is closed")]
     Closed,
@@ -100,6 +103,7 @@ impl From<CatalogError> for Error {
             }
             CatalogError::TooManyBooks => ErrorCode::LimitExceeded,
             CatalogError::ForeignFeed => ErrorCode::Protocol,
+            CatalogError::NotApproved => ErrorCode::NotApproved,
         };
         Self::new(code, error.to_string())
     }

@@ -3,24 +3,19 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::proof::{admits, is_too_long};
 use super::replay::Replay;
-use super::view;
+use super::view::{self, Standing};
 use super::{CatalogError, CatalogOptions};
 use crate::crypto::{PublicKey, discovery_key};
 use crate::error::{Error, ErrorCode};
-use crate::hypercore::replicator::{CoreHandle, Download, PeerFilter, Policy};
+use crate::hypercore::replicator::{CoreHandle, Download, Policy};
 use crate::hypercore::static_core::Progress;
-use crate::hypercore::{Core, CoreChange, CoreError, OpenOptions};
+use crate::hypercore::{Core, CoreError, Manifest, OpenOptions};
 use crate::sync::lock;
-
-/// How many entries of a peer's feed are fetched: enough for a full catalog that was rewritten a few
-/// times. A longer feed is followed no further.
-const MAX_FEED_ENTRIES: u64 = 4_000_000;
-/// How many bytes of a peer's feed are fetched.
-const MAX_FEED_BYTES: u64 = 4 << 30;
 
 /// Every peer's feed that is open.
 #[derive(Default)]
@@ -30,6 +25,8 @@ pub(super) struct PeerFeeds {
     changing: tokio::sync::Mutex<()>,
     /// Counts the feeds that were let go.
     gone: watch::Sender<u64>,
+    /// Books of feeds that were forgotten may be left.
+    pub(super) leftovers: Arc<Notify>,
 }
 
 /// One peer's feed.
@@ -97,9 +94,7 @@ impl PeerFeeds {
     pub(super) fn share_anew(&self, options: &CatalogOptions, peer: &PublicKey, key: &[u8; 32]) {
         let open = lock(&self.open);
         let Some(feed) = open.get(peer).filter(|feed| feed.key == *key) else { return };
-        if !is_too_long(&feed.core.state()) {
-            *lock(&feed.handle) = share(options, *peer, &feed.core);
-        }
+        *lock(&feed.handle) = share(options, *peer, &feed.core);
     }
 
     /// Whose feed has this key.
@@ -108,51 +103,55 @@ impl PeerFeeds {
         open.iter().find(|(_, feed)| feed.key == *key).map(|(peer, _)| *peer)
     }
 
-    /// Follows the feed with this key as `peer`'s catalog from now on. The same key again changes
-    /// nothing; another key replaces the view.
+    /// Follows a feed that is proven to be the peer's from now on. The same key again changes nothing;
+    /// another key replaces the view. Fails, and changes nothing, when the peer is not approved.
+    ///
+    /// Not cancel safe: a task of its own does it.
     pub(super) async fn set(
+        &self,
+        options: &CatalogOptions,
+        peer: PublicKey,
+        key: [u8; 32],
+        manifest: Manifest,
+    ) -> Result<(), CatalogError> {
+        let _one = self.changing.lock().await;
+        if self.is_open(&peer, &key) {
+            return Ok(());
+        }
+        // Asked again in the transaction that stores the feed; here, so that nothing is deleted in vain.
+        if options.database.read(|c| view::standing(c, &peer))? != Standing::Approved {
+            return Err(CatalogError::NotApproved);
+        }
+        if lock(&self.open).contains_key(&peer) {
+            tracing::info!(peer = peer.short(), "a peer has a new feed");
+            self.delete_one(options, &peer).await;
+        }
+        self.open(options, peer, key, Some(manifest)).await
+    }
+
+    /// Opens a feed that was stored as the peer's in an earlier run.
+    pub(super) async fn restore(
         &self,
         options: &CatalogOptions,
         peer: PublicKey,
         key: [u8; 32],
     ) -> Result<(), CatalogError> {
         let _one = self.changing.lock().await;
-        let (before, taken) = {
-            let open = lock(&self.open);
-            let same =
-                |(server, feed): &(&PublicKey, &Arc<PeerFeed>)| feed.key == key && **server != peer;
-            let taken = open.iter().find(same).map(|(server, feed)| (*server, Arc::clone(feed)));
-            (open.get(&peer).cloned(), taken)
-        };
-        if before.as_ref().is_some_and(|feed| feed.key == key) {
-            return Ok(());
-        }
-        if let Some((holder, feed)) = taken {
-            // A feed that names its server in the manifest is that server's, whoever came first.
-            if !signed_by(&feed.core, &peer) || signed_by(&feed.core, &holder) {
-                return Err(CatalogError::ForeignFeed);
-            }
-            self.close_one(&holder).await;
-            options.database.write(move |t| view::remove(t, &holder)).await?;
-        }
-        if before.is_some() {
-            tracing::info!(peer = peer.short(), "a peer has a new feed");
-            self.delete_one(options, &peer).await;
-        }
-        self.open(options, peer, key).await
+        self.open(options, peer, key, None).await
     }
 
-    /// Opens a peer's feed; one that is damaged here is dropped, to be fetched anew.
+    /// Opens a peer's feed; one that is damaged here is dropped, to be fetched again.
     async fn open(
         &self,
         options: &CatalogOptions,
         peer: PublicKey,
         key: [u8; 32],
+        manifest: Option<Manifest>,
     ) -> Result<(), CatalogError> {
-        match self.open_new(options, peer, key).await {
+        match self.open_new(options, peer, key, manifest.clone()).await {
             Err(CatalogError::Core(error)) if is_damage(&error) => {
-                tracing::warn!(peer = peer.short(), %error, "a peer's feed is fetched anew");
-                self.open_emptied(options, peer, key).await
+                tracing::warn!(peer = peer.short(), %error, "a peer's feed is fetched again");
+                self.open_emptied(options, peer, key, manifest).await
             }
             outcome => outcome,
         }
@@ -164,14 +163,16 @@ impl PeerFeeds {
         options: &CatalogOptions,
         peer: PublicKey,
         key: [u8; 32],
+        manifest: Option<Manifest>,
     ) -> Result<(), CatalogError> {
         options.storage.remove(&discovery_key(&key)).await.map_err(CoreError::from)?;
-        options.database.write(move |transaction| view::remove(transaction, &peer)).await?;
-        self.open_new(options, peer, key).await
+        options.database.write(move |transaction| view::empty(transaction, &peer, &key)).await?;
+        self.leftovers.notify_one();
+        self.open_new(options, peer, key, manifest).await
     }
 
     /// Whether this is the feed that is followed as the peer's.
-    fn is_open(&self, peer: &PublicKey, key: &[u8; 32]) -> bool {
+    pub(super) fn is_open(&self, peer: &PublicKey, key: &[u8; 32]) -> bool {
         lock(&self.open).get(peer).is_some_and(|feed| feed.key == *key)
     }
 
@@ -180,28 +181,31 @@ impl PeerFeeds {
         options: &CatalogOptions,
         peer: PublicKey,
         key: [u8; 32],
+        manifest: Option<Manifest>,
     ) -> Result<(), CatalogError> {
-        let core = Core::open(&*options.storage, key, OpenOptions::default())?;
+        let open = OpenOptions { manifest, ..OpenOptions::default() };
+        let core = Core::open(&*options.storage, key, open)?;
         let length = core.length();
         let feed = options
             .database
             .write(move |transaction| {
-                let feed = view::set_feed(transaction, &peer, &key)?;
+                // A peer that was removed or blocked meanwhile comes back with nothing.
+                let feed = view::set_peer_feed(transaction, &peer, &key)?;
                 if feed.position <= length {
                     return Ok(feed);
                 }
-                // What was replayed is gone from the core: fetch and replay it anew.
-                view::remove(transaction, &peer)?;
-                view::set_feed(transaction, &peer, &key)
+                // What was replayed is gone from the core: it is fetched and replayed again.
+                view::empty(transaction, &peer, &key)?;
+                Ok::<_, CatalogError>(view::set_feed(transaction, &peer, &key)?)
             })
             .await?;
+        self.leftovers.notify_one();
         let handle = share(options, peer, &core);
         let cancel = CancellationToken::new();
         let replay =
             Replay::new(options.database.clone(), core.clone(), options.events.clone(), feed);
         crate::tasks::spawn(replay.follow(cancel.clone()));
         let feed = Arc::new(PeerFeed { key, core, handle: Mutex::new(handle), cancel });
-        crate::tasks::spawn(limit(Arc::clone(&feed), peer));
         lock(&self.open).insert(peer, feed);
         Ok(())
     }
@@ -215,6 +219,7 @@ impl PeerFeeds {
         let _one = self.changing.lock().await;
         self.delete_one(options, &peer).await;
         options.database.write(move |transaction| view::remove(transaction, &peer)).await?;
+        self.leftovers.notify_one();
         Ok(())
     }
 
@@ -270,8 +275,8 @@ impl PeerFeeds {
         if !self.is_open(&peer, &key) {
             return Ok(());
         }
-        self.close_one(&peer).await;
-        self.open(options, peer, key).await
+        let manifest = self.close_one(&peer).await;
+        self.open(options, peer, key, manifest).await
     }
 
     async fn fetch_anew(
@@ -284,16 +289,16 @@ impl PeerFeeds {
         if !self.is_open(&peer, &key) {
             return Ok(());
         }
-        self.close_one(&peer).await;
-        self.open_emptied(options, peer, key).await
+        let manifest = self.close_one(&peer).await;
+        self.open_emptied(options, peer, key, manifest).await
     }
 
-    async fn close_one(&self, peer: &PublicKey) {
-        let feed = lock(&self.open).remove(peer);
-        if let Some(feed) = feed {
-            feed.close().await;
-            self.gone.send_modify(|count| *count += 1);
-        }
+    /// Closes a feed. Gives its manifest, with which it may be opened again.
+    async fn close_one(&self, peer: &PublicKey) -> Option<Manifest> {
+        let feed = lock(&self.open).remove(peer)?;
+        feed.close().await;
+        self.gone.send_modify(|count| *count += 1);
+        feed.core.manifest().map(Arc::unwrap_or_clone)
     }
 
     async fn delete_one(&self, options: &CatalogOptions, peer: &PublicKey) {
@@ -319,44 +324,31 @@ pub(super) fn is_damage(error: &CoreError) -> bool {
     Error::from(error.clone()).code == ErrorCode::Corrupt
 }
 
-/// Whether `server`'s own key signs the core, which for feeds of this library is always so.
-pub(super) fn signed_by(core: &Core, server: &PublicKey) -> bool {
-    core.manifest()
-        .is_some_and(|manifest| manifest.signers.iter().any(|signer| signer.public_key == *server))
-}
-
-/// Fetches a peer's feed. Its catalog is its own business: unless the user says otherwise, nobody gets it
-/// from us but itself, or learns that we have it.
+/// Fetches a peer's feed, as far as a catalog can be long. Whatever is stored of a peer's feed comes this way.
 pub(super) fn share(options: &CatalogOptions, peer: PublicKey, core: &Core) -> CoreHandle {
-    let shares = options.share_feeds;
-    let admits: PeerFilter = Arc::new(move |asking| shares || *asking == peer);
-    let policy =
-        Policy { download: Download::All, upload: Arc::clone(&admits), peers: Some(admits) };
-    options.replicator.add(core.clone(), policy)
-}
-
-fn is_too_long(state: &CoreChange) -> bool {
-    state.length > MAX_FEED_ENTRIES || state.byte_length > MAX_FEED_BYTES
+    let download = match is_too_long(&core.state()) {
+        true => Download::None,
+        false => Download::All,
+    };
+    let admits = admits(options, peer);
+    let policy = Policy { download, upload: Arc::clone(&admits), peers: Some(admits) };
+    let handle = options.replicator.add(core.clone(), policy);
+    crate::tasks::spawn(limit(handle.clone(), peer));
+    handle
 }
 
 /// Stops fetching a feed that outgrows what a catalog can be.
-async fn limit(feed: Arc<PeerFeed>, peer: PublicKey) {
-    let mut changes = feed.core.subscribe();
-    loop {
-        let state = *changes.borrow_and_update();
-        if is_too_long(&state) {
-            tracing::warn!(
-                peer = peer.short(),
-                length = state.length,
-                bytes = state.byte_length,
-                "a peer's feed is too long; it is followed no further"
-            );
-            lock(&feed.handle).set_download(Download::None);
-            return;
-        }
-        tokio::select! {
-            () = feed.cancel.cancelled() => return,
-            changed = changes.changed() => if changed.is_err() { return },
-        }
-    }
+async fn limit(handle: CoreHandle, peer: PublicKey) {
+    let core = handle.core();
+    // It fails when the feed is not shared any more.
+    let Ok(state) = handle.until(|| Ok(Some(core.state()).filter(is_too_long))).await else {
+        return;
+    };
+    tracing::warn!(
+        peer = peer.short(),
+        length = state.length,
+        bytes = state.byte_length,
+        "a peer's feed is too long; it is followed no further"
+    );
+    handle.set_download(Download::None);
 }

@@ -8,13 +8,17 @@
 //! | `find.rs`, `candidates.rs`, `walk.rs`, `search.rs`, `fold.rs` | finding books in order; words, and how they compare |
 //! | `replay.rs` | follows a feed into the view |
 //! | `own.rs`, `plan.rs`, `sources.rs` | this node's feed; what must be appended; where the bytes are |
+//! | `library.rs` | what transfers ask about books |
 //! | `halt.rs`, `recovery.rs` | what stops publishing; how it goes on, or with a new feed |
 //! | `verify.rs`, `fetch_back.rs` | reads everything again to see that it is whole; puts the own feed right |
+//! | `claims.rs`, `proof.rs`, `latest.rs` | the feeds that peers name; whose they are; one piece of work a peer |
 //! | `feeds.rs`, `mend.rs`, `moves.rs` | peers' feeds; those that could not be stored; those that go on elsewhere |
+//! | `sweep.rs` | what nobody needs any more at the start |
 
 mod across;
 mod book;
 mod candidates;
+mod claims;
 #[doc(hidden)]
 pub mod entry;
 mod error;
@@ -24,16 +28,20 @@ mod find;
 mod fold;
 mod halt;
 mod have;
+mod latest;
+mod library;
 mod list;
 mod mend;
 mod moves;
 mod own;
 mod plan;
+mod proof;
 mod recovery;
 mod replay;
 mod salvage;
 mod search;
 mod sources;
+mod sweep;
 mod verify;
 mod view;
 mod walk;
@@ -58,7 +66,7 @@ pub use list::{ListOptions, Page};
 pub use plan::Changes;
 pub(crate) use salvage::salvage;
 pub use verify::{Verification, VerifyOptions};
-pub use view::MAX_BOOKS;
+pub use view::{MAX_BOOKS, forget_in};
 
 use crate::crypto::{KeyPair, PublicKey};
 use crate::error::Result;
@@ -66,11 +74,14 @@ use crate::events::{EventKind, Events};
 use crate::hypercore::Storage;
 use crate::hypercore::replicator::{self, Replicator};
 use crate::store::{Database, StoreError};
-use crate::transfer::{BookReaders, BookSource, Description, Library, Provider};
+use crate::transfer::{BookReaders, Provider};
 
+use claims::Claims;
 use feeds::PeerFeeds;
 use halt::Halt;
+use moves::Moves;
 use own::OwnFeed;
+use proof::FeedRates;
 
 /// How often readers are asked again while the disk fails.
 const RECONSIDER: Duration = Duration::from_secs(2);
@@ -106,7 +117,9 @@ struct Inner {
     options: CatalogOptions,
     own: OwnFeed,
     peers: PeerFeeds,
-    moves: moves::Moves,
+    claims: Claims,
+    moves: Moves,
+    rates: FeedRates,
     /// Who reads the own books.
     readers: OnceLock<Arc<dyn BookReaders>>,
     /// Counts the changes of the own catalog.
@@ -142,27 +155,26 @@ impl Catalog {
     ///
     /// An own feed that is damaged is never silently written anew: [`Catalog::trouble`] says so, the
     /// books that were replayed can be read, and publishing fails. A peer's feed that is damaged is
-    /// fetched again; one that cannot be opened is logged and left out, and its cached view stays.
+    /// fetched again; one that cannot be opened is logged and left out, and its cached view stays. The
+    /// catalogs of servers that are no peers any more are deleted, and whatever no row points at.
     pub async fn open(options: CatalogOptions) -> Result<Self> {
         let own = OwnFeed::open(&options).await?;
         let cancel = CancellationToken::new();
         let peers = PeerFeeds::default();
-        let me = options.key_pair.public_key();
-        for feed in options.database.read(view::feeds)? {
-            if feed.server == me {
-                continue;
-            }
-            if let Err(error) = peers.set(&options, feed.server, feed.key).await {
+        for feed in sweep::sweep(&options).await? {
+            if let Err(error) = peers.restore(&options, feed.server, feed.key).await {
                 tracing::warn!(peer = feed.server.short(), %error, "a peer's feed does not open");
             }
         }
-        let moves = moves::Moves::default();
+        let (claims, moves, rates) = (Claims::default(), Moves::default(), FeedRates::default());
         let (readers, changes) = (OnceLock::new(), AtomicU64::new(1));
-        let inner = Arc::new(Inner { options, own, peers, moves, readers, changes, cancel });
+        let inner =
+            Arc::new(Inner { options, own, peers, claims, moves, rates, readers, changes, cancel });
         crate::tasks::spawn(watch_for_copies(Arc::downgrade(&inner)));
         crate::tasks::spawn(confirm(Arc::downgrade(&inner)));
         crate::tasks::spawn(mend::mend(Arc::downgrade(&inner)));
         crate::tasks::spawn(moves::follow(Arc::downgrade(&inner)));
+        crate::tasks::spawn(sweep::sweep_books(Arc::downgrade(&inner)));
         Ok(Self { inner })
     }
 
@@ -324,24 +336,38 @@ impl Catalog {
         self.view(peer)
     }
 
-    /// Follows this feed as the peer's catalog from now on: called with the key that an approved peer
-    /// says hello with. Another key than before replaces the catalog.
+    /// Takes note of the key that a peer says hello with. Once it is proven to be a feed that this peer's
+    /// own key signs, it is followed as the peer's catalog, if the peer is approved then; it takes the place
+    /// of another feed then and not before. Until then nothing is stored or deleted, and nothing of anybody
+    /// else is touched, whatever the key names. The latest key of a peer counts; the same again changes
+    /// nothing. Some new feeds of a peer are stored in an hour; then the latest waits.
+    ///
+    /// It does not wait for any of this. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// When the peer is this node itself.
     pub async fn set_feed(&self, peer: PublicKey, feed_key: [u8; 32]) -> Result<()> {
-        if feed_key == self.key() || peer == self.me() {
+        if peer == self.me() {
             return Err(CatalogError::ForeignFeed.into());
         }
-        self.inner.moves.stop(&feed_key).await;
-        Ok(self.inner.peers.set(&self.inner.options, peer, feed_key).await?)
+        claims::claim(&self.inner, peer, feed_key);
+        Ok(())
     }
 
-    /// Forgets a peer's catalog: called when the peer is removed.
+    /// Forgets a peer's catalog: called when the peer was removed, after [`forget_in`]. Ends what is under way
+    /// for it, and deletes what was fetched.
     pub async fn forget(&self, peer: PublicKey) -> Result<()> {
+        self.inner.claims.stop(&peer).await;
+        self.inner.moves.forget(&peer).await;
+        self.inner.rates.forget(&peer);
         Ok(self.inner.peers.remove(&self.inner.options, peer).await?)
     }
 
     /// Closes all feeds. The database stays open; a second call does nothing.
     pub async fn close(&self) {
         self.inner.cancel.cancel();
+        self.inner.claims.close().await;
         self.inner.moves.close().await;
         self.inner.peers.close().await;
         let _one = self.inner.own.publishing.lock().await;
@@ -519,26 +545,6 @@ impl PeerCatalog {
     }
 }
 
-impl Library for Catalog {
-    fn own(&self, book_id: &str) -> Result<Option<(Description, Option<BookSource>)>> {
-        let Some(book) = self.get(book_id)? else { return Ok(None) };
-        let source = self
-            .inner
-            .options
-            .database
-            .read(|connection| self.inner.own.providers.resolve(connection, book_id))?;
-        Ok(Some((describe(book), source)))
-    }
-
-    fn changes(&self) -> u64 {
-        self.inner.changes.load(Ordering::Acquire)
-    }
-
-    fn of(&self, peer: &PublicKey, book_id: &str) -> Result<Option<Description>> {
-        Ok(self.view(*peer).get(book_id)?.map(describe))
-    }
-}
-
 /// Books that nobody may read until this is dropped.
 struct Withheld {
     readers: Arc<dyn BookReaders>,
@@ -569,14 +575,5 @@ async fn reconsider_later(
         if readers.reconsider(ids.clone()).await {
             return;
         }
-    }
-}
-
-fn describe(book: BookEntry) -> Description {
-    Description {
-        title: book.title,
-        author: book.author,
-        format: book.format,
-        size_bytes: book.size_bytes,
     }
 }

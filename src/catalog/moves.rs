@@ -1,25 +1,28 @@
 //! Where a catalog goes on: the last entry of a feed that was left names the new feed.
 //!
 //! `{"type":"feed-moved","key","movedAt"}` is signed as every entry is, so also a reader that has the old
-//! feed from others learns of the new one. Until that is here entirely, the old catalog is shown.
+//! feed from others learns of the new one. Until that is here entirely, the old catalog is shown. The new feed
+//! has to be the same server's as the old one, which is proven before anything of it is stored.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, Weak};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::claims::{tell_too_long, wait_for_room};
 use super::entry::{self, Entry};
-use super::feeds::{is_damage, share, signed_by};
+use super::feeds::{is_damage, share};
+use super::latest::Latest;
 use super::own::Live;
+use super::proof::{Finding, admits, examine, is_too_long};
 use super::{CatalogError, Inner};
 use crate::crypto::{PublicKey, discovery_key};
 use crate::events::EventKind;
 use crate::hypercore::replicator::CoreHandle;
-use crate::hypercore::{Core, CoreError, OpenOptions};
+use crate::hypercore::{Core, CoreError, Manifest, OpenOptions};
 use crate::sync::lock;
 use crate::time::{now_ms, rfc3339};
 
@@ -29,9 +32,8 @@ const RETRY: Duration = Duration::from_secs(2);
 const LAST_RETRY: Duration = Duration::from_secs(5 * 60);
 /// How long connected peers are given to hear of a new feed.
 const HEAR: Duration = Duration::from_secs(2);
-/// How many feeds that were left are remembered, so that two that name each other are not followed around,
-/// and how many that were refused.
-const MAX_REMEMBERED: usize = 1024;
+/// How many feeds of a peer are remembered that are not gone to (again).
+const MAX_REMEMBERED: usize = 16;
 
 #[derive(Deserialize)]
 struct Fields {
@@ -55,65 +57,47 @@ pub(super) fn decode(block: &[u8]) -> Option<[u8; 32]> {
     Some(*key.as_bytes())
 }
 
-/// New feeds that are being fetched: of each peer the one that its feed names now.
-#[derive(Default)]
+/// New feeds that are being fetched: of each peer the one that its feed names now. Clones share it.
+#[derive(Clone, Default)]
 pub(super) struct Moves {
-    pending: Mutex<HashMap<PublicKey, Pending>>,
-    left: Mutex<HashSet<[u8; 32]>>,
-    /// Feeds that a peer named and another server signs.
-    refused: Mutex<HashSet<(PublicKey, [u8; 32])>>,
-}
-
-struct Pending {
-    key: [u8; 32],
-    stop: CancellationToken,
-    done: JoinHandle<()>,
+    underway: Latest<Wanted>,
+    /// By peer, what its feeds lead to no more: feeds that were left, so that two that name each other are not
+    /// followed around, and feeds that are not its own, or too long.
+    done_with: Arc<Mutex<HashMap<PublicKey, VecDeque<[u8; 32]>>>>,
 }
 
 impl Moves {
-    /// Lets go of a new feed, so that somebody else may open it.
-    pub(super) async fn stop(&self, key: &[u8; 32]) {
-        ended(self.take(|_, pending| pending.key == *key)).await;
+    /// The new feed of a peer that is being fetched.
+    pub(super) fn wanted(&self, peer: &PublicKey) -> Option<[u8; 32]> {
+        self.underway.wanted(peer).map(|wanted| wanted.key)
+    }
+
+    /// Lets go of a peer's new feed.
+    pub(super) async fn stop(&self, peer: &PublicKey) {
+        self.underway.stop(peer).await;
+    }
+
+    /// Forgets a peer that was removed.
+    pub(super) async fn forget(&self, peer: &PublicKey) {
+        self.stop(peer).await;
+        lock(&self.done_with).remove(peer);
     }
 
     /// Lets go of all of them.
     pub(super) async fn close(&self) {
-        ended(self.take(|_, _| true)).await;
+        self.underway.close().await;
     }
 
-    /// Takes out those that `which` says, and stops them.
-    fn take(&self, mut which: impl FnMut(&PublicKey, &mut Pending) -> bool) -> Vec<Pending> {
-        let mut pending = lock(&self.pending);
-        let taken = pending.extract_if(|peer, pending| which(peer, pending));
-        let taken: Vec<_> = taken.map(|(_, pending)| pending).collect();
-        taken.iter().for_each(|pending| pending.stop.cancel());
-        taken
+    fn is_done_with(&self, peer: &PublicKey, key: &[u8; 32]) -> bool {
+        lock(&self.done_with).get(peer).is_some_and(|keys| keys.contains(key))
     }
 
-    /// Forgets one that came to its end.
-    fn finish(&self, peer: &PublicKey, stop: &CancellationToken) {
-        let mut pending = lock(&self.pending);
-        // Stopped, it is out already, and another may be in its place.
-        if !stop.is_cancelled() {
-            pending.remove(peer);
-        }
+    fn remember(&self, peer: PublicKey, key: [u8; 32]) {
+        let mut all = lock(&self.done_with);
+        let keys = all.entry(peer).or_default();
+        keys.truncate(MAX_REMEMBERED - 1);
+        keys.push_front(key);
     }
-}
-
-/// Waits until all have let go of their cores.
-async fn ended(stopped: Vec<Pending>) {
-    for pending in stopped {
-        // A panic was reported where it happened.
-        let _ = pending.done.await;
-    }
-}
-
-fn remember<T: std::hash::Hash + Eq>(set: &Mutex<HashSet<T>>, item: T) {
-    let mut set = lock(set);
-    if set.len() >= MAX_REMEMBERED {
-        set.clear();
-    }
-    set.insert(item);
 }
 
 /// Looks at every feed that changes, and at those that are here at the start.
@@ -144,41 +128,21 @@ fn look_at(catalog: &Weak<Inner>, peer: PublicKey) {
     }
     let Ok(Some(last)) = old.get(state.length - 1) else { return };
     let Some(key) = decode(&last) else { return };
-    let moves = &inner.moves;
     let wanted = Wanted { peer, old: *old.key(), key };
-    let is_named = lock(&moves.pending).get(&peer).is_some_and(|pending| pending.key == key);
-    if inner.cancel.is_cancelled()
-        || is_named
-        || lock(&moves.left).contains(&key)
-        || lock(&moves.refused).contains(&(peer, key))
-        || key == wanted.old
-        || key == inner.own.current().key
-        || inner.peers.holder(&key).is_some()
+    // Whose it is besides is no matter here: the peer sees the same whatever it names.
+    if key == wanted.old
+        || inner.claims.wanted(&peer) == Some(key)
+        || inner.moves.is_done_with(&peer, &key)
     {
         return;
     }
-    // What the peer named before does not count any more. And a core is open once: what others have named
-    // must not keep this peer from it.
-    let before = moves.take(|other, pending| *other == peer || pending.key == key);
-    let stop = inner.cancel.child_token();
-    let fetching = fetch(catalog.clone(), wanted, stop.clone());
     let catalog = catalog.clone();
-    // Held, so that it is in before it can be out again.
-    let mut pending = lock(&moves.pending);
-    let done = crate::tasks::spawn(async move {
-        let others = before.iter().map(|pending| pending.key).filter(|other| *other != key);
-        let others: Vec<_> = others.collect();
-        ended(before).await;
-        for other in others {
-            forget(&catalog, &other).await;
-        }
-        fetching.await;
-    });
-    pending.insert(peer, Pending { key, stop, done });
+    let work = move |wanted, given_up| fetch(catalog.clone(), wanted, given_up);
+    inner.moves.underway.want(peer, wanted, &inner.cancel, work);
 }
 
 /// A feed in which a peer's catalog goes on.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Wanted {
     peer: PublicKey,
     old: [u8; 32],
@@ -188,10 +152,10 @@ struct Wanted {
 /// What became of a new feed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Arrival {
-    /// All of it is here.
-    Whole,
-    /// Another server signs it.
-    Foreign,
+    /// It is the peer's feed now.
+    Followed,
+    /// Another server signs it, or it is longer than a catalog may be.
+    Refused,
     /// It is of no use any more, or the catalog closes.
     Over,
     /// It could not be opened or stored now.
@@ -199,65 +163,128 @@ enum Arrival {
 }
 
 /// Fetches a new feed, and follows it as the peer's once it is here.
-async fn fetch(catalog: Weak<Inner>, wanted: Wanted, stop: CancellationToken) {
+async fn fetch(catalog: Weak<Inner>, wanted: Wanted, given_up: CancellationToken) {
+    let Wanted { peer, old, key } = wanted;
     let mut rest = RETRY;
+    let mut proven = None;
     let arrival = loop {
-        let arrival = attempt(&catalog, wanted, &stop).await;
+        let arrival = attempt(&catalog, wanted, &mut proven, &given_up).await;
         if arrival != Arrival::Failed {
             break arrival;
         }
-        if stop.run_until_cancelled(tokio::time::sleep(rest)).await.is_none() {
+        if given_up.run_until_cancelled(tokio::time::sleep(rest)).await.is_none() {
             break Arrival::Over;
         }
         rest = (rest * 2).min(LAST_RETRY);
     };
     let Some(inner) = catalog.upgrade() else { return };
-    let Wanted { peer, old, key } = wanted;
     match arrival {
-        Arrival::Whole => {
-            remember(&inner.moves.left, old);
-            if let Err(error) = inner.peers.set(&inner.options, peer, key).await {
-                tracing::warn!(peer = peer.short(), %error, "a peer's new feed is not followed");
-            }
-        }
-        Arrival::Foreign => {
-            tracing::warn!(
-                peer = peer.short(),
-                "a peer's feed names one that another server signs"
-            );
-            remember(&inner.moves.refused, (peer, key));
-            forget(&catalog, &key).await;
-        }
+        Arrival::Followed => return inner.moves.remember(peer, old),
+        Arrival::Refused => inner.moves.remember(peer, key),
         Arrival::Over | Arrival::Failed => {}
     }
-    inner.moves.finish(&peer, &stop);
-}
-
-/// Deletes what was fetched of a feed that nobody follows.
-async fn forget(catalog: &Weak<Inner>, key: &[u8; 32]) {
-    let Some(inner) = catalog.upgrade() else { return };
-    if inner.peers.holder(key).is_none()
-        && let Err(error) = inner.options.storage.remove(&discovery_key(key)).await
-    {
-        tracing::warn!(%error, "what was fetched of a new feed was not deleted");
+    // What is not proven was not stored here: under that key may be something of another's.
+    if proven.is_some() && !inner.peers.follows(&peer, &key).await {
+        let removed = inner.options.storage.remove(&discovery_key(&key)).await;
+        if let Err(error) = removed {
+            tracing::warn!(%error, "what was fetched of a new feed was not deleted");
+        }
     }
 }
 
-/// Fetches a new feed as long as it can be stored.
-async fn attempt(catalog: &Weak<Inner>, wanted: Wanted, stop: &CancellationToken) -> Arrival {
+/// Proves that a new feed is the peer's, and fetches it as long as it can be stored.
+async fn attempt(
+    catalog: &Weak<Inner>,
+    wanted: Wanted,
+    proven: &mut Option<Manifest>,
+    given_up: &CancellationToken,
+) -> Arrival {
+    let Wanted { peer, key, .. } = wanted;
+    let work = async {
+        let manifest = match proven {
+            Some(manifest) => manifest.clone(),
+            None => match prove(catalog, peer, key).await {
+                Ok(manifest) => proven.insert(manifest).clone(),
+                Err(arrival) => return Err(arrival),
+            },
+        };
+        Ok(manifest)
+    };
+    let manifest = tokio::select! {
+        manifest = work => match manifest {
+            Ok(manifest) => manifest,
+            Err(arrival) => return arrival,
+        },
+        () = gone(catalog, wanted) => return Arrival::Over,
+        () = given_up.cancelled() => return Arrival::Over,
+    };
+    let arrival = store(catalog, wanted, &manifest, given_up).await;
+    if arrival != Arrival::Followed {
+        return arrival;
+    }
+    let Some(inner) = catalog.upgrade() else { return Arrival::Over };
+    match inner.peers.set(&inner.options, peer, key, manifest).await {
+        Ok(()) => Arrival::Followed,
+        Err(CatalogError::NotApproved | CatalogError::Closed) => Arrival::Over,
+        Err(error) => {
+            tracing::warn!(peer = peer.short(), %error, "a peer's new feed is not followed");
+            Arrival::Failed
+        }
+    }
+}
+
+/// The manifest of a new feed, when it is the peer's and may be stored now.
+async fn prove(catalog: &Weak<Inner>, peer: PublicKey, key: [u8; 32]) -> Result<Manifest, Arrival> {
+    let Some(options) = catalog.upgrade().map(|inner| inner.options.clone()) else {
+        return Err(Arrival::Over);
+    };
+    match examine(&options, peer, key, admits(&options, peer)).await {
+        Ok(Finding::Theirs(manifest, bytes)) => {
+            let Some(inner) = catalog.upgrade() else { return Err(Arrival::Over) };
+            inner.rates.turn(&peer).await;
+            wait_for_room(&options, peer, bytes).await;
+            Ok(manifest)
+        }
+        Ok(Finding::Foreign) => {
+            tracing::warn!(peer = peer.short(), "a peer's feed names one that it does not sign");
+            Err(Arrival::Refused)
+        }
+        Ok(Finding::TooLong) => {
+            tracing::warn!(peer = peer.short(), "a peer's new feed is too long");
+            tell_too_long(&options, &peer);
+            Err(Arrival::Refused)
+        }
+        Err(error) => {
+            tracing::warn!(peer = peer.short(), %error, "a peer's new feed cannot be asked about");
+            Err(Arrival::Failed)
+        }
+    }
+}
+
+/// Stores all of a feed that is the peer's. [`Arrival::Followed`] says that it is whole.
+async fn store(
+    catalog: &Weak<Inner>,
+    wanted: Wanted,
+    manifest: &Manifest,
+    given_up: &CancellationToken,
+) -> Arrival {
     let Some(inner) = catalog.upgrade() else { return Arrival::Over };
     let Wanted { peer, key, .. } = wanted;
-    if stop.is_cancelled() || inner.peers.holder(&key).is_some() {
+    if given_up.is_cancelled() || inner.peers.is_open(&peer, &key) {
         return Arrival::Over;
     }
     let storage = &inner.options.storage;
-    let mut opened = Core::open(&**storage, key, OpenOptions::default());
+    let open = || {
+        let manifest = Some(manifest.clone());
+        Core::open(&**storage, key, OpenOptions { manifest, ..OpenOptions::default() })
+    };
+    let mut opened = open();
     if let Err(error) = &opened
         && is_damage(error)
     {
-        tracing::warn!(peer = peer.short(), %error, "a peer's new feed is fetched anew");
+        tracing::warn!(peer = peer.short(), %error, "a peer's new feed is fetched again");
         if storage.remove(&discovery_key(&key)).await.is_ok() {
-            opened = Core::open(&**storage, key, OpenOptions::default());
+            opened = open();
         }
     }
     let core = match opened {
@@ -272,12 +299,12 @@ async fn attempt(catalog: &Weak<Inner>, wanted: Wanted, stop: &CancellationToken
     let arrival = tokio::select! {
         arrival = arrival(&handle, &peer) => arrival,
         () = gone(catalog, wanted) => Arrival::Over,
-        () = stop.cancelled() => Arrival::Over,
+        () = given_up.cancelled() => Arrival::Over,
     };
     handle.close();
     if let Err(error) = core.close().await {
         tracing::warn!(%error, "a peer's new feed did not close cleanly");
-        return if arrival == Arrival::Whole { Arrival::Failed } else { arrival };
+        return if arrival == Arrival::Followed { Arrival::Failed } else { arrival };
     }
     arrival
 }
@@ -298,16 +325,16 @@ async fn gone(catalog: &Weak<Inner>, Wanted { peer, old, .. }: Wanted) {
     }
 }
 
-/// Waits until all of a feed is here, or it shows that it is not the peer's.
+/// Waits until all of a feed is here, or it has grown longer than a catalog may be.
 async fn arrival(handle: &CoreHandle, peer: &PublicKey) -> Arrival {
     let core = handle.core();
     let look = || {
         let state = core.state();
-        if state.has_manifest && !signed_by(core, peer) {
-            return Ok(Some(Arrival::Foreign));
+        if is_too_long(&state) {
+            return Ok(Some(Arrival::Refused));
         }
         let is_whole = state.length > 0 && state.contiguous_length == state.length;
-        Ok(is_whole.then_some(Arrival::Whole))
+        Ok(is_whole.then_some(Arrival::Followed))
     };
     handle.until(look).await.unwrap_or_else(|error| {
         if matches!(error, CoreError::Closed) {

@@ -104,6 +104,9 @@ pub(super) fn feeds(connection: &Connection) -> Result<Vec<Feed>, StoreError> {
     Ok(feeds)
 }
 
+/// How many books of a forgotten feed are deleted at a time.
+const LEFTOVERS: u32 = 2000;
+
 const SELECT_FEED: &str = "SELECT number, server, feed_key, position, next_sequence, books, skipped, \
      updated_at FROM catalog_feeds";
 
@@ -147,35 +150,119 @@ fn forget_unreadable(transaction: &Transaction<'_>, server: &PublicKey) -> Resul
         Err(StoreError::Sqlite(error)) if StoreError::is_unreadable(&error) => {}
         other => return other.map(drop),
     }
-    let sql = "DELETE FROM catalog_feeds WHERE server = ?1 RETURNING number";
-    let number = transaction.query_row(sql, [server.as_bytes()], |row| row.get(0))?;
+    transaction.execute("DELETE FROM catalog_feeds WHERE server = ?1", [server.as_bytes()])?;
     tracing::warn!(
         server = server.short(),
         "a row of the catalogs cannot be read; it is made again"
     );
-    remove_books(transaction, number)
+    Ok(())
 }
 
-fn remove_books(transaction: &Transaction<'_>, number: i64) -> Result<(), StoreError> {
-    let (first, last) = rows_of(number);
-    for sql in [
-        "DELETE FROM catalog_search WHERE rowid BETWEEN ?1 AND ?2",
-        "DELETE FROM catalog_books WHERE row BETWEEN ?1 AND ?2",
-    ] {
-        transaction.execute(sql, [first, last])?;
+/// What this node's owner has decided about a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It may have a catalog here.
+    Approved,
+    /// What it has here stays, and nothing comes.
+    Blocked,
+    /// It is no peer (any more).
+    Unknown,
+}
+
+/// What the owner has decided about `server`.
+pub(super) fn standing(
+    connection: &Connection,
+    server: &PublicKey,
+) -> Result<Standing, StoreError> {
+    let mut statement =
+        connection.prepare_cached("SELECT status = 'approved' FROM peers WHERE public_key = ?1")?;
+    let is_approved = statement.query_row([server.to_z32()], |row| row.get(0)).optional()?;
+    Ok(match is_approved {
+        Some(true) => Standing::Approved,
+        Some(false) => Standing::Blocked,
+        None => Standing::Unknown,
+    })
+}
+
+/// Makes `key` the feed of a peer, as [`set_feed`] does. One that is not approved gets no feed that it has
+/// not got.
+pub(super) fn set_peer_feed(
+    transaction: &Transaction<'_>,
+    peer: &PublicKey,
+    key: &[u8; 32],
+) -> Result<Feed, CatalogError> {
+    let known = feed(transaction, peer)?.is_some_and(|feed| feed.key == *key);
+    match standing(transaction, peer)? {
+        Standing::Approved => {}
+        Standing::Blocked if known => {}
+        Standing::Blocked | Standing::Unknown => return Err(CatalogError::NotApproved),
+    }
+    Ok(set_feed(transaction, peer, key)?)
+}
+
+/// Empties the view of a server's feed, to be replayed from the start.
+pub(super) fn empty(
+    transaction: &Transaction<'_>,
+    server: &PublicKey,
+    key: &[u8; 32],
+) -> Result<(), StoreError> {
+    if remove(transaction, server)?.is_some() {
+        set_feed(transaction, server, key)?;
     }
     Ok(())
 }
 
-/// Forgets a server's catalog. Returns the key of its feed.
+/// Forgets a server's catalog, in the transaction that removes the server from the peers: nothing of it is
+/// shown from then on. Nothing brings it back but a new approval. What is left of it, a million books at most, is
+/// deleted afterwards, little by little: whoever waits for the database does not wait for that.
+///
+/// # Errors
+///
+/// When the database fails.
+pub fn forget_in(transaction: &Transaction<'_>, peer: &PublicKey) -> Result<(), StoreError> {
+    remove(transaction, peer).map(drop)
+}
+
+/// Forgets a server's catalog, as [`forget_in`] does. Returns the key of its feed.
 pub(super) fn remove(
     transaction: &Transaction<'_>,
     server: &PublicKey,
 ) -> Result<Option<[u8; 32]>, StoreError> {
-    let Some(feed) = feed(transaction, server)? else { return Ok(None) };
-    remove_books(transaction, feed.number)?;
-    transaction.execute("DELETE FROM catalog_feeds WHERE number = ?1", [feed.number])?;
-    Ok(Some(feed.key))
+    let sql = "DELETE FROM catalog_feeds WHERE server = ?1 RETURNING feed_key";
+    Ok(transaction.query_row(sql, [server.as_bytes()], |row| row.get(0)).optional()?)
+}
+
+/// Deletes some of the books of feeds that were forgotten. False when none are left.
+pub(super) fn remove_leftovers(transaction: &Transaction<'_>) -> Result<bool, StoreError> {
+    let Some(number) = forgotten(transaction)? else { return Ok(false) };
+    let (first, last) = rows_of(number);
+    let sql =
+        "SELECT row FROM catalog_books WHERE row BETWEEN ?1 AND ?2 ORDER BY row LIMIT 1 OFFSET ?3";
+    let some = params![first, last, LEFTOVERS];
+    let until = transaction.query_row(sql, some, |row| row.get(0)).optional()?.unwrap_or(last);
+    for sql in [
+        "DELETE FROM catalog_search WHERE rowid BETWEEN ?1 AND ?2",
+        "DELETE FROM catalog_books WHERE row BETWEEN ?1 AND ?2",
+    ] {
+        transaction.execute(sql, [first, until])?;
+    }
+    Ok(true)
+}
+
+/// The number of a feed that was forgotten and has books still.
+fn forgotten(connection: &Connection) -> Result<Option<i64>, StoreError> {
+    let mut next =
+        connection.prepare_cached("SELECT min(row) FROM catalog_books WHERE row >= ?1")?;
+    let mut known = connection.prepare_cached("SELECT 1 FROM catalog_feeds WHERE number = ?1")?;
+    let mut from = 0;
+    while let Some(row) = next.query_row([from], |row| row.get::<_, Option<i64>>(0))? {
+        let number = row >> SEQUENCE_BITS;
+        if !known.exists([number])? {
+            return Ok(Some(number));
+        }
+        from = rows_of(number).1.saturating_add(1);
+    }
+    Ok(None)
 }
 
 /// The first and the last row id that a feed's books can have.

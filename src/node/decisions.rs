@@ -3,7 +3,7 @@
 
 use rusqlite::Transaction;
 
-use crate::catalog::Catalog;
+use crate::catalog::{self, Catalog};
 use crate::crypto::PublicKey;
 use crate::error::Result;
 use crate::peers::{Consequences, Standing};
@@ -26,6 +26,9 @@ impl Consequences for Decisions {
     ) -> Result<(), StoreError> {
         if standing != Standing::Approved {
             transfer::end_all_with(transaction, key)?;
+        }
+        if standing == Standing::Removed {
+            catalog::forget_in(transaction, key)?;
         }
         Ok(())
     }

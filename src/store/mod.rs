@@ -121,6 +121,11 @@ struct Inner {
 }
 
 impl Database {
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
     /// Opens or creates the database at `path` and brings its schema up to date. Blocks on disk.
     ///
     /// Fails with [`StoreError::ForeignSchema`] when somebody put a trigger, a view, or anything about our

@@ -12,7 +12,7 @@ use alex_p2p::hypercore::Storage;
 use alex_p2p::hypercore::replicator::Replicator;
 use alex_p2p::protomux::{MuxOptions, Protomux};
 use alex_p2p::secret_stream::connect_xx;
-use alex_p2p::store::{CoreStore, Database};
+use alex_p2p::store::{CoreStore, Database, StoreError};
 use alex_p2p::transfer::message::{Hello, VERSION};
 use alex_p2p::transfer::{
     BookRequest, BookSource, PeerRules, Policy, State, Transfer, TransferInfo, TransferLimits,
@@ -69,6 +69,15 @@ impl Disk {
         std::fs::write(&path, bytes.take(size).collect::<Vec<_>>()).unwrap();
         path
     }
+}
+
+/// Approves a server, as a person does.
+pub async fn approve(database: &Database, peer: &PublicKey) -> Result<(), Error> {
+    let sql =
+        "INSERT OR IGNORE INTO peers (public_key, status, added_at) VALUES (?1, 'approved', 0)";
+    let key = peer.to_z32();
+    let insert = database.write(move |t| Ok::<_, StoreError>(t.execute(sql, [key]).map(drop)?));
+    Ok(insert.await?)
 }
 
 /// Everybody is approved, with one policy.
@@ -150,7 +159,7 @@ impl Server {
         })
         .await?;
         let rules = Arc::new(Rules(Mutex::new(policy)));
-        let (feed_key, hearing) = (catalog.key(), catalog.clone());
+        let (feed_key, hearing, approving) = (catalog.key(), catalog.clone(), database.clone());
         let transfers = Transfers::open(TransferOptions {
             database: database.clone(),
             storage: Arc::clone(&storage),
@@ -165,8 +174,9 @@ impl Server {
                 features: Vec::new(),
             }),
             on_hello: Arc::new(move |peer, hello| {
-                let catalog = hearing.clone();
+                let (catalog, database) = (hearing.clone(), approving.clone());
                 tokio::spawn(async move {
+                    let _ = approve(&database, &peer).await;
                     if let Some(key) = hello.feed_key {
                         let _ = catalog.set_feed(peer, key).await;
                     }
@@ -267,6 +277,7 @@ async fn carry(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin
 
 /// Connects a server to a program that has only protomux.
 pub async fn connect_stranger(server: &Server, keys: &KeyPair) -> Protomux {
+    approve(&server.database, &keys.public_key()).await.unwrap();
     let (left, right) = raw(&server.keys, keys).await;
     server.replicator.attach(&left);
     server.transfers.attach(&left);

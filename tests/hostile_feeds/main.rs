@@ -7,6 +7,7 @@ mod claims;
 #[allow(dead_code)] // the simulator throws them in more ways
 mod dice;
 mod entries;
+mod names;
 mod proofs;
 #[path = "../books/support.rs"]
 #[allow(dead_code)] // used by the tests of transfers

@@ -11,7 +11,7 @@ use alex_p2p::node::BackupOptions;
 use alex_p2p::transfer::{Policy, State};
 use tempfile::TempDir;
 
-use crate::support::{Disk, Server, connect, event, soon, until, until_state};
+use crate::support::{Disk, Server, approve, connect, event, soon, until, until_state};
 use crate::{alone, book, books, total};
 
 /// A small file system that fills up; unmounted at the end.
@@ -89,6 +89,7 @@ async fn small_and_large() -> Option<(SmallDisk, Disk, Disk, Server, Server)> {
     let (reading, writing) = (Disk { dir, ..Disk::new() }, Disk::new());
     let reader = Server::start(&reading, Policy::AutoAccept).await;
     let writer = Server::start(&writing, Policy::AutoAccept).await;
+    approve(&reader.database, &writer.key).await.unwrap();
     Some((small, reading, writing, reader, writer))
 }
 

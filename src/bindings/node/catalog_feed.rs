@@ -119,8 +119,8 @@ impl CatalogFeed {
     }
 
     /// Searches the catalogs of all peers at once, as far as they have arrived here; also those of peers
-    /// that are offline. The work is bounded, so that a page of rare books may be short and yet have a
-    /// cursor.
+    /// that are offline. What blocked peers offer is found only when `peers` names them. The work is bounded,
+    /// so that a page of rare books may be short and yet have a cursor.
     #[napi(ts_args_type = "options?: SearchOptions", ts_return_type = "Promise<SearchPage>")]
     pub fn search<'env>(&self, env: &'env Env, options: Option<Unknown<'env>>) -> Promised<'env> {
         let catalog = self.catalog.clone();

@@ -510,7 +510,7 @@ export interface SearchOptions extends WaitOptions {
    * ISBN of 10 digits finds the same one of 13, and the other way round, however they are parted.
    */
   query?: string
-  /** Only the catalogs of these servers, as keys or invite links; all when left out. */
+  /** Only the catalogs of these servers, as keys or invite links; those of all peers that are not blocked when left out. */
   peers?: string[]
   /** Only books of one of these formats; all when left out or empty. */
   formats?: string[]

@@ -207,7 +207,18 @@ impl Replicator {
     /// Replicates a core over all connections, now and later, as far as the policy says. One that was
     /// added before with the same key is replaced. Needs a tokio runtime.
     pub fn add(&self, core: Core, policy: Policy) -> CoreHandle {
-        let swarm = Arc::new(Swarm::new(core, policy));
+        self.add_swarm(Swarm::new(core, policy, false))
+    }
+
+    /// As [`Replicator::add`], beside any other core with the same key: neither replaces the other, and each
+    /// is open with other peers. A peer that several of them admit has to do with the one that was added with
+    /// [`Replicator::add`], and then with the oldest. For what a peer says of a key and has not proven.
+    pub fn add_beside(&self, core: Core, policy: Policy) -> CoreHandle {
+        self.add_swarm(Swarm::new(core, policy, true))
+    }
+
+    fn add_swarm(&self, swarm: Swarm) -> CoreHandle {
+        let swarm = Arc::new(swarm);
         self.insert(Arc::clone(&swarm));
         CoreHandle { replicator: self.clone(), swarm }
     }

@@ -4,6 +4,10 @@
 //! policy admits the peer, and when the peer opens it. A peer may reject a core it has not loaded
 //! yet; it opens it later. What a peer opens that we do not have, or not for it, is rejected in the
 //! same way whichever it is.
+//!
+//! Several cores may have one key: the one that was added with [`Replicator::add`], and any number beside
+//! it, each for other peers. A peer has to do with the first one that admits it, and sees nothing of the
+//! others.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -33,7 +37,8 @@ const REOPEN: Duration = Duration::from_millis(500);
 const MAX_REOPENS: u32 = 8;
 
 pub(super) struct Inner {
-    swarms: Mutex<HashMap<Hash, Arc<Swarm>>>,
+    /// By discovery key: the one that was added, then those beside it, the oldest first.
+    swarms: Mutex<HashMap<Hash, Vec<Arc<Swarm>>>>,
     connections: Mutex<HashMap<u64, Arc<Connection>>>,
     next_connection: AtomicU64,
     pub(super) events: broadcast::Sender<Event>,
@@ -61,23 +66,43 @@ impl Inner {
             upload_limit: upload_limit.map(Mutex::new),
         }
     }
+
+    /// The core with which this peer has to do.
+    fn swarm_for(&self, discovery_key: &Hash, peer: &PublicKey) -> Option<Arc<Swarm>> {
+        // Policies may look at whatever they like, also at this replicator.
+        let all = lock(&self.swarms).get(discovery_key).cloned()?;
+        all.into_iter().find(|swarm| swarm.admits(peer))
+    }
 }
 
 impl Replicator {
     pub(super) fn insert(&self, swarm: Arc<Swarm>) {
-        let old = lock(&self.inner.swarms).insert(swarm.discovery_key, Arc::clone(&swarm));
-        if let Some(old) = old {
-            old.closed.cancel();
+        {
+            let mut swarms = lock(&self.inner.swarms);
+            let all = swarms.entry(swarm.discovery_key).or_default();
+            if swarm.is_beside {
+                all.push(Arc::clone(&swarm));
+            } else {
+                let old = all.iter().position(|other| !other.is_beside).map(|at| all.remove(at));
+                old.into_iter().for_each(|old| old.closed.cancel());
+                all.insert(0, Arc::clone(&swarm));
+            }
         }
         self.open_everywhere(&swarm);
     }
 
     pub(super) fn remove(&self, swarm: &Arc<Swarm>) {
-        swarm.closed.cancel();
-        let mut swarms = lock(&self.inner.swarms);
-        if swarms.get(&swarm.discovery_key).is_some_and(|current| Arc::ptr_eq(current, swarm)) {
-            swarms.remove(&swarm.discovery_key);
+        {
+            let mut swarms = lock(&self.inner.swarms);
+            if let Entry::Occupied(mut all) = swarms.entry(swarm.discovery_key) {
+                all.get_mut().retain(|other| !Arc::ptr_eq(other, swarm));
+                if all.get().is_empty() {
+                    all.remove();
+                }
+            }
         }
+        // Not before: whoever sees it looks for another one that its peer has to do with.
+        swarm.closed.cancel();
     }
 
     /// Opens a core on every connection whose peer its policy admits.
@@ -100,7 +125,7 @@ impl Replicator {
 
         let (inner, weak) = (Arc::downgrade(&self.inner), Arc::downgrade(&connection));
         mux.on_open(PROTOCOL, Arc::new(move |remote| on_remote_open(&inner, &weak, remote)));
-        let swarms: Vec<_> = lock(&self.inner.swarms).values().cloned().collect();
+        let swarms: Vec<_> = lock(&self.inner.swarms).values().flatten().cloned().collect();
         for swarm in swarms {
             self.open(&swarm, &connection);
         }
@@ -113,11 +138,11 @@ impl Replicator {
         });
     }
 
-    /// Opens a core's channel, unless it is open or the policy does not admit the peer.
-    fn open(&self, swarm: &Arc<Swarm>, connection: &Arc<Connection>) {
-        if swarm.closed.is_cancelled() || !swarm.admits(&connection.peer) {
-            return;
-        }
+    /// Opens a core's channel, unless it is open or no policy admits the peer. Which core it is follows from the
+    /// peer: of several with one key not always the one that was asked for.
+    fn open(&self, asked: &Swarm, connection: &Arc<Connection>) {
+        let swarm = self.inner.swarm_for(&asked.discovery_key, &connection.peer);
+        let Some(swarm) = swarm.filter(|swarm| !swarm.closed.is_cancelled()) else { return };
         match lock(&connection.open).entry(swarm.discovery_key) {
             Entry::Occupied(_) => return,
             Entry::Vacant(entry) => entry.insert(None),
@@ -133,7 +158,7 @@ impl Replicator {
         });
         match channel {
             Ok(channel) => {
-                let (swarm, connection) = (Arc::clone(swarm), Arc::clone(connection));
+                let connection = Arc::clone(connection);
                 crate::tasks::spawn(self.clone().replicate(swarm, connection, channel));
             }
             Err(error) => {
@@ -156,13 +181,8 @@ impl Replicator {
             End::Remote { was_open: true } if swarm.is_downloading() => {
                 self.reopen(swarm, connection).await;
             }
-            // A core that was added anew while the channel went down.
-            End::Removed => {
-                let current = lock(&self.inner.swarms).get(&swarm.discovery_key).cloned();
-                if let Some(current) = current {
-                    self.open(&current, &connection);
-                }
-            }
+            // A core that was added again while the channel went down, or another with the same key.
+            End::Removed => self.open(&swarm, &connection),
             End::Idle if next.is_some() || swarm.is_downloading() => self.open(&swarm, &connection),
             End::Remote { .. } | End::Idle => {}
         }
@@ -229,8 +249,7 @@ impl Replicator {
 fn on_remote_open(inner: &Weak<Inner>, connection: &Weak<Connection>, remote: RemoteOpen) {
     let (Some(inner), Some(connection)) = (inner.upgrade(), connection.upgrade()) else { return };
     let Ok(discovery_key) = Hash::try_from(&remote.id[..]) else { return };
-    let swarm = lock(&inner.swarms).get(&discovery_key).cloned();
-    let Some(swarm) = swarm else { return };
+    let Some(swarm) = inner.swarm_for(&discovery_key, &connection.peer) else { return };
     // Who only knows the discovery key is to learn nothing, not even that we have the core.
     if connection.check(&swarm, &remote.handshake).is_ok() {
         if let Some(next) = lock(&connection.open).get_mut(&discovery_key) {

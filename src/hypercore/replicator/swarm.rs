@@ -30,6 +30,8 @@ pub(super) struct Swarm {
     pub(super) core: Core,
     pub(super) key: Hash,
     pub(super) discovery_key: Hash,
+    /// Whether it was added beside others with the same key.
+    pub(super) is_beside: bool,
     /// Ends all channels of this core.
     pub(super) closed: CancellationToken,
     policy: Mutex<Policy>,
@@ -71,12 +73,13 @@ pub(super) struct Turn {
 }
 
 impl Swarm {
-    pub(super) fn new(core: Core, policy: Policy) -> Self {
+    pub(super) fn new(core: Core, policy: Policy, is_beside: bool) -> Self {
         let mut state = State::default();
         state.downloads.want_all(policy.download == Download::All);
         Self {
             key: *core.key(),
             discovery_key: *core.discovery_key(),
+            is_beside,
             core,
             closed: CancellationToken::new(),
             policy: Mutex::new(policy),
