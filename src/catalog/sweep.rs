@@ -11,7 +11,7 @@ use super::view::{self, Feed, Standing};
 use super::{CatalogError, CatalogOptions, Inner};
 use crate::crypto::Hash;
 use crate::hypercore::Manifest;
-use crate::store::{Durability, StoreError};
+use crate::store::{Durability, StoreError, readable};
 
 /// The cores at which nothing points. Every table that has cores' keys is here: whoever adds one, adds it.
 const ORPHANS: &str = "SELECT discovery_key FROM cores WHERE \
@@ -68,8 +68,12 @@ pub(super) async fn sweep(options: &CatalogOptions) -> Result<Vec<Feed>, Catalog
     }
     let orphans: Vec<Hash> = options.database.read(|connection| {
         let mut statement = connection.prepare(ORPHANS)?;
-        let rows = statement.query_map([], |row| row.get(0))?;
-        rows.collect::<Result<_, _>>().map_err(StoreError::from)
+        let mut rows = statement.query([])?;
+        let mut orphans = Vec::new();
+        while let Some(row) = rows.next()? {
+            orphans.extend(readable("cores", row.get(0))?);
+        }
+        Ok::<_, StoreError>(orphans)
     })?;
     for discovery_key in orphans {
         if let Err(error) = options.storage.remove(&discovery_key).await {
