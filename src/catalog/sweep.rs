@@ -71,7 +71,7 @@ pub(super) async fn sweep(options: &CatalogOptions) -> Result<Vec<Feed>, Catalog
         let mut rows = statement.query([])?;
         let mut orphans = Vec::new();
         while let Some(row) = rows.next()? {
-            orphans.extend(readable("cores", row.get(0))?);
+            orphans.extend(readable::<Hash>("cores", row.get(0))?);
         }
         Ok::<_, StoreError>(orphans)
     })?;
