@@ -65,12 +65,9 @@ impl Engine {
         book: BookCore,
         stop: &CancellationToken,
     ) -> Result<End> {
-        let (core, small) = match self.parts.open(&live.id, &book, &self.shelf, stop).await? {
+        let (core, small) = match self.parts.open(&live.id, &book).await? {
             Part::Core(core) => (core, None),
             Part::Held(core, small) => (core, Some(small)),
-            Part::Copied => return Ok(End::Whole),
-            Part::Lie(proven) => return Ok(End::Broke(wrong_size(&peer, &book, proven))),
-            Part::Stopped => return Ok(End::Stopped),
         };
         let mut failures = self.options.replicator.events();
         let policy = Policy {
@@ -78,7 +75,8 @@ impl Engine {
             upload: Arc::new(|_| false),
             peers: Some(Arc::new(move |asking| *asking == peer)),
         };
-        let handle = self.options.replicator.add(core.clone(), policy);
+        // Others may send the same book, or read it here.
+        let handle = self.options.replicator.add_beside(core.clone(), policy);
         let mut changes = core.subscribe();
         let mut meter = Meter::new(bytes_here(&core, &book), book.byte_length);
         let end = loop {

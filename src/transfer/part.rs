@@ -1,32 +1,26 @@
 //! The partial file of an incoming book, and the stored core that says which of its blocks are there.
 //!
-//! Cores are stored by key, and a key is a book's content: two transfers of one content, or a transfer
-//! of what this node offers itself, share it. So the database notes which transfer's file the stored
-//! data are about; what is about another file is removed before it is used.
+//! What is stored of a part has a name of its own, made of the transfer and the core: two transfers of one content, or
+//! a transfer of what this node offers itself, share nothing. So no peer that sends a book, or says that it will, holds
+//! up another that sends the same one, or learns that somebody has it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use rusqlite::{OptionalExtension, params};
-use tokio_util::sync::CancellationToken;
+use rusqlite::Transaction;
 
 use super::held::{Held, HeldStorage, Room, WholeBook};
 use super::message::BookCore;
-use super::shelf::Shelf;
 use super::state::State;
 use super::{landing, table};
-use crate::crypto::{Hash, discovery_key};
+use crate::crypto::{Hash, discovery_key, hash};
 use crate::error::Result;
-use crate::hypercore::storage::StorageErrorKind;
+use crate::hypercore::storage::{Committing, CoreStorage, Result as StorageResult};
 use crate::hypercore::{
     BLOCK_SIZE, BlockSource, Core, CoreError, FileAccess, Manifest, MemoryFile, OpenOptions,
     Storage,
 };
-use crate::store::{Database, Durability, StoreError};
-
-/// How long to wait for a core that another transfer has open.
-const IN_USE: Duration = Duration::from_secs(1);
+use crate::store::{Database, StoreError};
 
 /// Keeps partial files and their cores together.
 pub(super) struct Parts {
@@ -42,12 +36,27 @@ pub(super) enum Part {
     Core(Core),
     /// The core of a small book, and the memory it comes into.
     Held(Core, WholeBook),
-    /// This node offers the same bytes: the file was copied and is whole.
-    Copied,
-    /// The book has so many bytes, and not as many as the peer said.
-    Lie(u64),
-    /// Told to stop while it waited for another transfer of the same book.
-    Stopped,
+}
+
+/// The storage of one transfer's parts.
+struct PartStorage<'a> {
+    all: &'a dyn Storage,
+    transfer: &'a str,
+}
+
+impl Storage for PartStorage<'_> {
+    fn open(&self, discovery_key: &Hash) -> StorageResult<Box<dyn CoreStorage>> {
+        self.all.open(&name(self.transfer, discovery_key))
+    }
+
+    fn remove(&self, discovery_key: &Hash) -> Committing {
+        self.all.remove(&name(self.transfer, discovery_key))
+    }
+}
+
+/// Under which name the part of a transfer is stored.
+fn name(transfer: &str, discovery_key: &Hash) -> Hash {
+    hash(&[b"alex/p2p part", discovery_key, transfer.as_bytes()])
 }
 
 impl Parts {
@@ -66,41 +75,22 @@ impl Parts {
         self.folder.join(format!("{transfer}.part"))
     }
 
-    /// Opens the core over the partial file of a transfer.
-    pub(super) async fn open(
-        &self,
-        transfer: &str,
-        book: &BookCore,
-        shelf: &Shelf,
-        stop: &CancellationToken,
-    ) -> Result<Part> {
-        let path = self.path(transfer);
-        loop {
-            // What was begun in a file goes on there.
-            let held = if path.exists() { None } else { self.room.take(book.byte_length) };
-            let opened = match held {
-                Some(held) => self.open_held(held, book),
-                None => self.try_open(transfer, &path, book).await.map(Part::Core),
-            };
-            match opened {
-                Err(CoreError::AlreadyOpen) => {}
-                opened => return Ok(opened?),
-            }
-            if let Some((offered, byte_length)) = shelf.file_with(&book.key).await {
-                if byte_length != book.byte_length {
-                    return Ok(Part::Lie(byte_length));
-                }
-                tokio::fs::copy(offered, &path).await?;
-                return Ok(Part::Copied);
-            }
-            tokio::select! {
-                () = tokio::time::sleep(IN_USE) => {}
-                () = stop.cancelled() => return Ok(Part::Stopped),
-            }
-        }
+    fn storage<'a>(&'a self, transfer: &'a str) -> PartStorage<'a> {
+        PartStorage { all: &*self.storage, transfer }
     }
 
-    fn open_held(&self, held: Held, book: &BookCore) -> Result<Part, CoreError> {
+    /// Opens the core over the partial file of a transfer, which must not be open.
+    pub(super) async fn open(&self, transfer: &str, book: &BookCore) -> Result<Part> {
+        let path = self.path(transfer);
+        // What was begun in a file goes on there.
+        let held = if path.exists() { None } else { self.room.take(book.byte_length) };
+        Ok(match held {
+            Some(held) => self.open_held(transfer, held, book)?,
+            None => Part::Core(self.open_file(transfer, &path, book).await?),
+        })
+    }
+
+    fn open_held(&self, transfer: &str, held: Held, book: &BookCore) -> Result<Part, CoreError> {
         let file = Arc::new(MemoryFile::default());
         let options = OpenOptions {
             manifest: Some(Manifest::fixed(book.hash, book.length)),
@@ -111,24 +101,21 @@ impl Parts {
                 access: FileAccess::Write,
             },
         };
-        let core = Core::open(&HeldStorage { names: &*self.storage }, book.key, options)?;
+        let names = &self.storage(transfer);
+        let core = Core::open(&HeldStorage { names }, book.key, options)?;
         Ok(Part::Held(core, WholeBook { file, _held: held }))
     }
 
-    async fn try_open(
+    async fn open_file(
         &self,
         transfer: &str,
         path: &Path,
         book: &BookCore,
     ) -> Result<Core, CoreError> {
-        let is_ours = path.exists() && self.owner(&book.key).as_deref() == Some(transfer);
-        if !is_ours {
-            self.storage.remove(&discovery_key(&book.key)).await.map_err(|error| {
-                match error.kind {
-                    StorageErrorKind::AlreadyOpen => CoreError::AlreadyOpen,
-                    _ => error.into(),
-                }
-            })?;
+        let storage = self.storage(transfer);
+        if !path.exists() {
+            // What is stored would be about a file that is gone.
+            storage.remove(&discovery_key(&book.key)).await?;
         }
         let options = OpenOptions {
             manifest: Some(Manifest::fixed(book.hash, book.length)),
@@ -139,11 +126,7 @@ impl Parts {
                 access: FileAccess::Write,
             },
         };
-        let core = Core::open(&*self.storage, book.key, options)?;
-        if !is_ours {
-            self.own(&book.key, transfer).await;
-        }
-        Ok(core)
+        Core::open(&storage, book.key, options)
     }
 
     /// Deletes the partial file of a transfer.
@@ -157,28 +140,17 @@ impl Parts {
     pub(super) async fn discard(&self, transfer: &str, key: Option<Hash>) {
         self.delete(transfer);
         let Some(key) = key else { return };
-        if self.owner(&key).as_deref() != Some(transfer) {
-            return;
-        }
-        // What stays behind is removed by whoever needs the core next: it is about another file.
-        if let Err(error) = self.storage.remove(&discovery_key(&key)).await {
+        // What stays behind is removed at the next start.
+        if let Err(error) = self.storage(transfer).remove(&discovery_key(&key)).await {
             tracing::debug!(%error, "a book's core was not removed");
         }
-        disown(&self.database, key).await;
     }
 
     /// Deletes partial files, and what is stored about them, of transfers that need none any more: a
     /// crash may have come before they were discarded.
     pub(super) async fn sweep(&self) -> Result<()> {
-        let owners: Vec<(Hash, String)> = self.database.read(|connection| {
-            let mut statement = connection.prepare(
-                "SELECT core_key, transfer FROM transfer_parts WHERE transfer NOT IN \
-                 (SELECT id FROM transfers WHERE state NOT IN ('completed', 'denied', 'cancelled'))",
-            )?;
-            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            rows.collect::<Result<_, _>>().map_err(StoreError::from)
-        })?;
-        for (key, transfer) in owners {
+        self.database.write::<_, StoreError, _>(rename_old_parts).await?;
+        for (key, transfer) in self.database.read(table::ended_parts)? {
             self.discard(&transfer, Some(key)).await;
         }
         for file in std::fs::read_dir(&self.folder)? {
@@ -193,40 +165,77 @@ impl Parts {
         }
         Ok(())
     }
-
-    fn owner(&self, key: &Hash) -> Option<String> {
-        let found = self.database.read(|connection| {
-            connection
-                .prepare_cached("SELECT transfer FROM transfer_parts WHERE core_key = ?1")?
-                .query_row([key], |row| row.get(0))
-                .optional()
-                .map_err(StoreError::from)
-        });
-        found.ok().flatten()
-    }
-
-    async fn own(&self, key: &Hash, transfer: &str) {
-        let (key, transfer) = (*key, transfer.to_owned());
-        let write = self.database.write_with(Durability::Process, move |transaction| {
-            transaction.execute(
-                "INSERT OR REPLACE INTO transfer_parts (core_key, transfer) VALUES (?1, ?2)",
-                params![key, transfer],
-            )?;
-            Ok::<_, StoreError>(())
-        });
-        if let Err(error) = write.await {
-            tracing::debug!(%error, "a partial book will be fetched anew after a restart");
-        }
-    }
 }
 
-/// Notes that the stored data of a core are about no partial file.
-pub(super) async fn disown(database: &Database, key: Hash) {
-    let write = database.write_with(Durability::Process, move |transaction| {
-        transaction.execute("DELETE FROM transfer_parts WHERE core_key = ?1", [key])?;
-        Ok::<_, StoreError>(())
-    });
-    if let Err(error) = write.await {
-        tracing::debug!(%error, "a stale note on a partial book stays");
+/// Gives what an earlier version stored of parts, under the core's own name, the transfer's name.
+fn rename_old_parts(transaction: &Transaction<'_>) -> Result<(), StoreError> {
+    let mut statement =
+        transaction.prepare("DELETE FROM transfer_parts RETURNING core_key, transfer")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    for (key, transfer) in rows.collect::<Result<Vec<(Hash, String)>, _>>()? {
+        let old = discovery_key(&key);
+        transaction.execute(
+            "UPDATE OR IGNORE cores SET discovery_key = ?2 WHERE discovery_key = ?1",
+            [old, name(&transfer, &old)],
+        )?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypercore::StaticTree;
+    use crate::store::CoreStore;
+
+    fn parts(dir: &Path) -> (Parts, Database) {
+        let database = Database::open(&dir.join("p2p.db")).unwrap();
+        let storage: Arc<dyn Storage> = Arc::new(CoreStore::new(database.clone()));
+        (Parts::new(database.clone(), storage, dir.join("incoming")).unwrap(), database)
+    }
+
+    fn book() -> BookCore {
+        let bytes = vec![7; 3_000_000].into();
+        let StaticTree { key, hash, length, byte_length, .. } =
+            StaticTree::of_bytes(&bytes).unwrap();
+        BookCore { key, hash, length, byte_length }
+    }
+
+    #[tokio::test]
+    async fn two_transfers_of_one_book_share_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (parts, _database) = parts(dir.path());
+        let book = book();
+        let Part::Core(first) = parts.open("first", &book).await.unwrap() else { panic!() };
+        let Part::Core(second) = parts.open("second", &book).await.unwrap() else { panic!() };
+        assert!(parts.open("first", &book).await.is_err(), "it is open");
+        second.close().await.unwrap();
+        parts.discard("second", Some(book.key)).await;
+        first.close().await.unwrap();
+        assert!(parts.open("first", &book).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_part_of_an_earlier_version_goes_on_under_its_new_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (parts, database) = parts(dir.path());
+        let (key, book) = (book().key, book());
+        let old = discovery_key(&key);
+        let insert = move |transaction: &Transaction<'_>| {
+            transaction.execute(
+                "INSERT INTO cores (discovery_key, key, fork, length, byte_length) VALUES (?1, ?2, 0, 5, 9)",
+                [old, key],
+            )?;
+            let sql = "INSERT INTO transfer_parts (core_key, transfer) VALUES (?1, 'mine')";
+            Ok::<_, StoreError>(transaction.execute(sql, [key])?)
+        };
+        database.write(insert).await.unwrap();
+        parts.sweep().await.unwrap();
+        let names = database.read(|connection| {
+            let mut statement = connection.prepare("SELECT discovery_key FROM cores")?;
+            let rows = statement.query_map([], |row| row.get(0))?;
+            Ok::<Vec<Hash>, StoreError>(rows.collect::<Result<_, _>>()?)
+        });
+        assert_eq!(names.unwrap(), [name("mine", &discovery_key(&book.key))]);
     }
 }

@@ -14,7 +14,6 @@ use super::grants::Grants;
 use super::held::{self, Held, HeldStorage, Room};
 use super::library::{BookSource, Description, Provided};
 use super::message::BookCore;
-use super::part::disown;
 use super::permission::{edition_of_file, edition_on_demand};
 use super::policy::PeerRules;
 use super::space::{Reservation, Space};
@@ -54,7 +53,6 @@ pub(super) struct Shelf {
 struct OpenBook {
     core: Core,
     handle: CoreHandle,
-    path: PathBuf,
     tickets: HashSet<u64>,
     /// A file that was written for this and goes with it.
     spooled: Option<PathBuf>,
@@ -179,20 +177,17 @@ impl Shelf {
                     return Ok(self.ticket(entry, book));
                 }
                 // Together, for the database writes in one go what comes at one time.
-                let (core, (), remembered) = tokio::join!(
-                    Core::open_static(&*self.storage, &tree),
-                    disown(&self.database, book.key),
-                    async {
+                let (core, remembered) =
+                    tokio::join!(Core::open_static(&*self.storage, &tree), async {
                         if is_spooled { Ok(()) } else { self.remember(path, stamp, book).await }
-                    },
-                );
+                    },);
                 let core = core?;
                 remembered?;
                 (book, core)
             }
         };
         let spooled = is_spooled.then(|| path.to_owned());
-        Ok(self.offer(&mut open, book, core, path, spooled, None))
+        Ok(self.offer(&mut open, book, core, spooled, None))
     }
 
     /// As [`Shelf::prepare_file`], through memory. Neither the tree nor the key is worth keeping.
@@ -216,7 +211,7 @@ impl Shelf {
         }
         let core = Core::open_static(&HeldStorage { names: &*self.storage }, &tree).await?;
         let spooled = is_spooled.then(|| path.to_owned());
-        Ok(self.offer(&mut open, book, core, path, spooled, Some(held)))
+        Ok(self.offer(&mut open, book, core, spooled, Some(held)))
     }
 
     /// Has a core ready for whoever gets a grant.
@@ -225,7 +220,6 @@ impl Shelf {
         open: &mut HashMap<Hash, OpenBook>,
         book: BookCore,
         core: Core,
-        path: &Path,
         spooled: Option<PathBuf>,
         held: Option<Held>,
     ) -> Ticket {
@@ -238,7 +232,6 @@ impl Shelf {
         let entry = open.entry(key).or_insert(OpenBook {
             core,
             handle,
-            path: path.to_owned(),
             tickets: HashSet::new(),
             spooled,
             _held: held,
@@ -286,12 +279,6 @@ impl Shelf {
         if let Some(entry) = open.remove(&ticket.book.key) {
             entry.close().await;
         }
-    }
-
-    /// The file of a core that is open here, and its size in bytes.
-    pub(super) async fn file_with(&self, key: &Hash) -> Option<(PathBuf, u64)> {
-        let open = self.open.lock().await;
-        open.get(key).map(|entry| (entry.path.clone(), entry.core.byte_length()))
     }
 
     /// How many blocks `peer` says it has, and how many bytes it was sent; `None` when the core is not open.

@@ -10,7 +10,7 @@ use super::library::Description;
 use super::message::BookCore;
 use super::record::{Approval, Record};
 use super::state::{Direction, State};
-use crate::crypto::PublicKey;
+use crate::crypto::{Hash, PublicKey};
 use crate::error::ErrorCode;
 use crate::store::{StoreError, readable};
 
@@ -112,6 +112,21 @@ pub(super) fn endable(
     let mut statement = connection.prepare_cached(sql)?;
     let rows = statement.query_map([peer.as_bytes()], |row| row.get(0))?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// The cores of incoming transfers that are over and cannot be resumed, as far as they may be stored still.
+pub(super) fn ended_parts(connection: &Connection) -> Result<Vec<(Hash, String)>, StoreError> {
+    let sql = "SELECT DISTINCT core_key, transfers.id FROM transfers \
+         JOIN cores ON cores.key = transfers.core_key \
+         WHERE direction = 'incoming' AND state IN ('completed', 'denied', 'cancelled')";
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = statement.query([])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let read = (|| Ok::<(Hash, String), rusqlite::Error>((row.get(0)?, row.get(1)?)))();
+        found.extend(readable("transfers", read)?);
+    }
+    Ok(found)
 }
 
 /// Forgets all but the latest finished transfers with that peer. What failed on its way here can be resumed, so it

@@ -8,7 +8,7 @@ use alex_p2p::catalog::Book;
 use alex_p2p::crypto::KeyPair;
 use alex_p2p::node::{Limits, Node, NodeOptions};
 use alex_p2p::peers::PeerStatus;
-use alex_p2p::transfer::{BookSource, Policy, State};
+use alex_p2p::transfer::{BookSource, Policy, State, TransferInfo};
 use serde_json::json;
 
 use crate::friend::{Friend, Server, noise, open, soon};
@@ -215,15 +215,16 @@ async fn what_waits_is_asked_again_when_its_turn_comes() {
     for n in 0..10 {
         friend.request(&n.to_string(), &format!("book {n}")).await;
     }
-    let waiting = || server.outgoing().into_iter().filter(|info| info.state == State::Queued);
+    let waits = |info: &TransferInfo| info.state == State::Queued && info.reason.is_some();
+    let waiting = || server.outgoing().into_iter().filter(waits);
     while waiting().count() < 2 {
         friend.drain().await;
     }
     // The owner changes his mind about both that wait, and about one person.
-    let waits: Vec<_> = waiting().map(|info| info.book_id).collect();
-    server.unpublish(&waits[0]).await;
+    let books: Vec<_> = waiting().map(|info| info.book_id).collect();
+    server.unpublish(&books[0]).await;
     assert_eq!(waiting().count(), 1);
-    let number: usize = waits[1].trim_start_matches("book ").parse().unwrap();
+    let number: usize = books[1].trim_start_matches("book ").parse().unwrap();
     server.set_policy(&keys, Policy::ManualApprove).await;
     for n in 0..10 {
         friend.send(3, json!({"id": n.to_string()})).await;

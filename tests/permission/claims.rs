@@ -4,7 +4,7 @@ use alex_p2p::crypto::KeyPair;
 use alex_p2p::error::ErrorCode;
 use alex_p2p::hypercore::replicator::Policy as CorePolicy;
 use alex_p2p::hypercore::{Core, MemoryStorage, StaticTree};
-use alex_p2p::transfer::{BookRequest, Policy, State, TransferInfo};
+use alex_p2p::transfer::{BookRequest, Policy, State, Transfer, TransferInfo};
 use serde_json::{Value, json};
 
 use crate::friend::{Friend, Server, noise, soon};
@@ -32,16 +32,36 @@ async fn granted(size: usize, claim: impl Fn(&mut Value)) -> (Server, KeyPair, T
     let message = soon(friend.channel.recv()).await.unwrap();
     assert_eq!(message.kind, 0);
     let asked: Value = serde_json::from_slice(&message.data).unwrap();
-    let mut reply = json!({
-        "id": asked["id"], "status": "granted", "key": z32::encode(&tree.key),
-        "hash": tree.hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
-        "length": tree.length, "byteLength": tree.byte_length,
-    });
+    let mut reply = truth(&asked, &tree);
     claim(&mut reply);
     friend.send(1, reply).await;
     let info = soon(transfer.done()).await.unwrap();
     drop(friend);
     (server, keys, info)
+}
+
+/// Has the server ask `friend` for a book, and grants it with this core.
+async fn ask_and_grant(
+    server: &Server,
+    (keys, friend): (&KeyPair, &Friend),
+    tree: &StaticTree,
+) -> Transfer {
+    let (peer, book_id) = (keys.public_key().to_z32(), "b".into());
+    let request = BookRequest { peer, book_id, save_to: None };
+    let transfer = server.node.transfers().request(request).await.unwrap();
+    let message = soon(friend.channel.recv()).await.unwrap();
+    let asked: Value = serde_json::from_slice(&message.data).unwrap();
+    friend.send(1, truth(&asked, tree)).await;
+    transfer
+}
+
+/// The grant that an honest server sends.
+fn truth(asked: &Value, tree: &StaticTree) -> Value {
+    json!({
+        "id": asked["id"], "status": "granted", "key": z32::encode(&tree.key),
+        "hash": tree.hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
+        "length": tree.length, "byteLength": tree.byte_length,
+    })
 }
 
 fn landed(server: &Server) -> usize {
@@ -91,6 +111,31 @@ async fn a_grant_that_contradicts_itself_is_refused_before_a_byte() {
     ] {
         let (server, _, info) = granted(100_000, claim).await;
         assert_eq!((info.state, info.progress.bytes), (State::Failed, 0), "{info:?}");
+        server.close().await;
+    }
+}
+
+/// Somebody grants a book and never sends it; somebody else sends the same one, and a third reads it here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_that_leads_nowhere_holds_up_nobody_who_sends_the_same_book() {
+    for size in [100_000, 2_000_000] {
+        let server = Server::start(Policy::AutoAccept).await;
+        let tree = server.publish("own", "own.epub", &noise(1, size)).await;
+        let [mallory, vera, reader] = [(); 3].map(|()| KeyPair::generate());
+        for keys in [&mallory, &vera, &reader] {
+            server.add(keys).await;
+        }
+        let third = server.connect(&reader).await;
+        third.ask_until("1", "own", "granted").await;
+        let silent = server.connect(&mallory).await;
+        let stalled = ask_and_grant(&server, (&mallory, &silent), &tree).await;
+        let friend = server.connect(&vera).await;
+        serve(&friend, server.dir.path(), &noise(1, size)).await;
+        let transfer = ask_and_grant(&server, (&vera, &friend), &tree).await;
+        assert_eq!(soon(transfer.done()).await.unwrap().state, State::Completed);
+        assert_eq!(stalled.info().unwrap().state, State::Transferring);
+        assert_eq!(stalled.info().unwrap().progress.bytes, 0, "nothing came from there");
+        third.reads(&tree).await;
         server.close().await;
     }
 }

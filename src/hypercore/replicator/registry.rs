@@ -73,6 +73,11 @@ impl Inner {
         let all = lock(&self.swarms).get(discovery_key).cloned()?;
         all.into_iter().find(|swarm| swarm.admits(peer))
     }
+
+    /// Whether this core is the one with which the peer has to do.
+    fn is_for(&self, swarm: &Arc<Swarm>, peer: &PublicKey) -> bool {
+        self.swarm_for(&swarm.discovery_key, peer).is_some_and(|other| Arc::ptr_eq(&other, swarm))
+    }
 }
 
 impl Replicator {
@@ -177,13 +182,15 @@ impl Replicator {
         let next = lock(&connection.open).remove(&swarm.discovery_key).flatten();
         match end {
             End::Violation(violation) => self.punish(&swarm, &connection, violation),
-            End::Remote { .. } if next.is_some() => self.open(&swarm, &connection),
+            // The peer opened it again, or another core took its place, while the channel went down.
+            _ if next.is_some() || !self.inner.is_for(&swarm, &peer) => {
+                self.open(&swarm, &connection);
+            }
             End::Remote { was_open: true } if swarm.is_downloading() => {
                 self.reopen(swarm, connection).await;
             }
-            // A core that was added again while the channel went down, or another with the same key.
             End::Removed => self.open(&swarm, &connection),
-            End::Idle if next.is_some() || swarm.is_downloading() => self.open(&swarm, &connection),
+            End::Idle if swarm.is_downloading() => self.open(&swarm, &connection),
             End::Remote { .. } | End::Idle => {}
         }
     }
