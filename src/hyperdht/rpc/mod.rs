@@ -5,7 +5,7 @@
 //! without sockets or clock: [`table`], [`search`], [`caution`], [`nat`], [`congestion`], [`token`],
 //! [`address_validation`].
 
-mod address_validation;
+pub(crate) mod address_validation;
 mod answer;
 pub(crate) mod bootstrap;
 mod caution;
