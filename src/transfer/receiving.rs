@@ -276,7 +276,8 @@ impl Engine {
         let (folder, _) = self.target(record);
         let missing = book.byte_length.saturating_sub(here);
         let incoming = part.parent().unwrap_or(&part);
-        if !landing::has_room(incoming, missing) || !landing::has_room(&folder, missing) {
+        landing::prepare(&folder, missing)?;
+        if !landing::has_room(incoming, missing) {
             return Err(Error::new(
                 ErrorCode::DiskFull,
                 format!("the disk has no room for {missing} bytes; make room, then resume"),
