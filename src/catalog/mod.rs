@@ -26,6 +26,7 @@ mod halt;
 mod have;
 mod list;
 mod mend;
+mod missing;
 mod moves;
 mod own;
 mod plan;
@@ -52,6 +53,7 @@ pub use error::CatalogError;
 pub use find::{Counts, Sort};
 pub use have::Have;
 pub use list::{ListOptions, Page};
+pub use missing::{MAX_NAMED as MAX_NAMED_MISSING, MissingBook, OnMissing, PublishOptions};
 pub use plan::Changes;
 pub use verify::{Verification, VerifyOptions};
 pub use view::MAX_BOOKS;
@@ -220,9 +222,10 @@ impl Catalog {
     /// batch, and it is on disk when this returns. Of two books with the same id the later counts.
     ///
     /// Fails with `ERR_INVALID_ARGUMENT` when a book breaks a limit; then nothing was published.
-    /// Cancelled, it publishes all or nothing.
+    /// Cancelled, it publishes all or nothing. Books whose file is not there are published, too, and named
+    /// in the result.
     pub async fn publish(&self, books: Vec<Book>) -> Result<Changes> {
-        Ok(self.inner.own.publish(books).await?)
+        self.publish_with(books, PublishOptions::default()).await
     }
 
     /// Removes books from the catalog. Ids that are not there are ignored.
@@ -233,7 +236,7 @@ impl Catalog {
     /// Makes the catalog exactly these books: what is new or changed is added, what is missing is
     /// removed, what is the same is left alone.
     pub async fn sync(&self, books: Vec<Book>) -> Result<Changes> {
-        Ok(self.inner.own.sync(books).await?)
+        self.sync_with(books, PublishOptions::default()).await
     }
 
     /// Who is asked for books that were published on demand and whose provider was not registered

@@ -9,11 +9,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::book::Book;
 use super::halt::Halt;
+use super::missing::{self, Missing, PublishOptions};
 use super::plan::{self, Changes, Plan};
 use super::replay::Replay;
 use super::sources::{self, Providers};
 use super::view::{self, Feed};
-use super::{CatalogError, CatalogOptions};
+use super::{Catalog, CatalogError, CatalogOptions};
 use crate::crypto::random;
 use crate::error::{Error, ErrorCode};
 use crate::hypercore::replicator::{CoreHandle, Policy};
@@ -21,6 +22,7 @@ use crate::hypercore::{Core, Manifest, OpenOptions};
 use crate::store::StoreError;
 use crate::text;
 use crate::time::now_ms;
+use crate::transfer::BookSource;
 
 /// The row of `meta` with the namespace under which the identity signs the feed. It is random, so that
 /// a lost database gives a new feed and never a second one with the same key.
@@ -102,6 +104,26 @@ impl Live {
     }
 }
 
+impl Catalog {
+    /// As [`Catalog::publish`], with options.
+    pub async fn publish_with(
+        &self,
+        books: Vec<Book>,
+        options: PublishOptions,
+    ) -> crate::error::Result<Changes> {
+        Ok(self.inner.own.publish(books, options).await?)
+    }
+
+    /// As [`Catalog::sync`], with options.
+    pub async fn sync_with(
+        &self,
+        books: Vec<Book>,
+        options: PublishOptions,
+    ) -> crate::error::Result<Changes> {
+        Ok(self.inner.own.sync(books, options).await?)
+    }
+}
+
 impl OwnFeed {
     /// Opens the own feed and brings the view up to date with it. A damaged one is read as far as the
     /// view has it, and not written.
@@ -179,13 +201,27 @@ impl OwnFeed {
     }
 
     /// Has `books` in the catalog, as given.
-    pub(super) async fn publish(&self, books: Vec<Book>) -> Result<Changes, CatalogError> {
-        self.change(books, |c, feed, books| plan::publish(c, feed, books, now_ms())).await
+    pub(super) async fn publish(
+        &self,
+        books: Vec<Book>,
+        options: PublishOptions,
+    ) -> Result<Changes, CatalogError> {
+        let (books, missing) = looked_for(books, options).await?;
+        let plan =
+            |c: &Connection, feed: &Feed, books: &[Book]| plan::publish(c, feed, books, now_ms());
+        Ok(with_missing(self.change(books, plan).await?, missing))
     }
 
     /// Has exactly `books` in the catalog.
-    pub(super) async fn sync(&self, books: Vec<Book>) -> Result<Changes, CatalogError> {
-        self.change(books, |c, feed, books| plan::sync(c, feed, books, now_ms())).await
+    pub(super) async fn sync(
+        &self,
+        books: Vec<Book>,
+        options: PublishOptions,
+    ) -> Result<Changes, CatalogError> {
+        let (books, missing) = looked_for(books, options).await?;
+        let plan =
+            |c: &Connection, feed: &Feed, books: &[Book]| plan::sync(c, feed, books, now_ms());
+        Ok(with_missing(self.change(books, plan).await?, missing))
     }
 
     /// Has none of the books with these ids in the catalog.
@@ -235,6 +271,36 @@ impl OwnFeed {
         }
         Ok(plan.changes)
     }
+}
+
+/// `books` with their files looked for: before it is their turn, so that a disk that does not answer
+/// holds nobody else up.
+async fn looked_for(
+    mut books: Vec<Book>,
+    options: PublishOptions,
+) -> Result<(Vec<Book>, Missing), CatalogError> {
+    fix_places(&mut books);
+    let look = move || {
+        let missing = missing::check(&mut books, options);
+        (books, missing)
+    };
+    crate::tasks::blocking(look).await.map_err(|_| CatalogError::Closed)
+}
+
+/// Relative paths are those of the moment of the call.
+fn fix_places(books: &mut [Book]) {
+    for book in books {
+        if let Some(BookSource::Path(path)) = &mut book.source
+            && path.is_relative()
+            && let Ok(absolute) = std::path::absolute(&*path)
+        {
+            *path = absolute;
+        }
+    }
+}
+
+fn with_missing(changes: Changes, missing: Missing) -> Changes {
+    Changes { missing: missing.named, missing_count: missing.count, ..changes }
 }
 
 /// A failure that is damage, as what keeps this node from publishing; any other is an error still.

@@ -17,7 +17,8 @@ const MIN_REST: usize = 13;
 const SHOWN: usize = 16;
 
 /// A key's bytes, and the name that its link suggests.
-type Found = Result<([u8; 32], Option<String>), KeyError>;
+type Key = ([u8; 32], Option<String>);
+type Found = Result<Key, KeyError>;
 
 /// The key that `text` holds.
 pub(super) fn find(text: &str) -> Found {
@@ -162,7 +163,7 @@ fn decode_run(run: &str) -> Found {
 }
 
 /// A link whose end stands on the next lines, each of which has one word. Gives what follows it, too.
-fn continued<'a>(word: &str, after: &'a str) -> Option<(([u8; 32], Option<String>), &'a str)> {
+fn continued<'a>(word: &str, after: &'a str) -> Option<(Key, &'a str)> {
     let mut link = word.to_owned();
     let mut rest = after;
     for _ in 0..MAX_LINES {

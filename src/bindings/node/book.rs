@@ -47,7 +47,9 @@ fn source(value: Unknown<'_>) -> Result<Option<BookSource>> {
         _ if is_missing(&value) => Ok(None),
         ValueType::String => {
             let path = super::argument::string(value, "source")?;
-            Ok(Some(BookSource::Path(PathBuf::from(path))))
+            // A relative one is meant as of now; the work begins when others are done.
+            let path = std::path::absolute(&path).unwrap_or_else(|_| PathBuf::from(path));
+            Ok(Some(BookSource::Path(path)))
         }
         _ => provider(value).map(|provider| Some(BookSource::OnDemand(provider))),
     }
