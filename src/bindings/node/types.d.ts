@@ -685,7 +685,11 @@ export interface TransferRequest extends WaitOptions {
   peer: string
   /** The book's id in its catalog. */
   bookId: string
-  /** Where the file goes: a folder, or a full path. `<dataDir>/books` when left out. */
+  /**
+   * Where the file goes: a folder, or a full path. `<dataDir>/books` when left out. In a folder it is named after
+   * title and author, with an ending that books have, or `.book` for any other format. A folder is made when it is
+   * not there; one that cannot be made fails the transfer with `ERR_IO` before anything is fetched.
+   */
   saveTo?: string
 }
 
