@@ -1,6 +1,6 @@
 //! Books whose file is not there: their owner hears of them when they are published.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::num::NonZero;
@@ -72,24 +72,55 @@ pub(super) struct Missing {
     /// The first ones, in order.
     pub(super) named: Vec<MissingBook>,
     pub(super) count: u64,
+    /// Where they all stand.
+    all: HashSet<usize>,
 }
 
-/// Looks for the files of `books`. Notes the sizes that were not given; blocks on disk.
-pub(super) fn check(books: &mut Vec<Book>, options: PublishOptions) -> Missing {
-    let mut found = problems(books);
-    if found.is_empty() {
+/// Whether the files must be looked for before anything is planned.
+pub(super) fn comes_first(books: &[Book], options: PublishOptions) -> bool {
+    let wants_size = |book: &Book| {
+        matches!(book.source, Some(BookSource::Path(_))) && book.entry.size_bytes.is_none()
+    };
+    options.missing == OnMissing::Skip || books.iter().any(wants_size)
+}
+
+/// Looks for the files of `books`; blocks on disk.
+pub(super) fn check(books: &[Book]) -> Missing {
+    missing(books, &look(books))
+}
+
+/// As [`check`]; notes the sizes that were not given, and leaves out what is to be left out.
+pub(super) fn check_first(books: &mut Vec<Book>, options: PublishOptions) -> Missing {
+    let looked = look(books);
+    let missing = missing(books, &looked);
+    let mut skipped = HashSet::new();
+    for (index, found) in looked {
+        let Some(book) = books.get_mut(index) else { continue };
+        match found {
+            Ok(size) => _ = book.entry.size_bytes.get_or_insert(size),
+            Err(_) if missing.all.contains(&index) => _ = skipped.insert(book.entry.id.clone()),
+            Err(_) => {}
+        }
+    }
+    if options.missing == OnMissing::Skip {
+        books.retain(|book| !skipped.contains(&book.entry.id));
+    }
+    missing
+}
+
+fn missing(books: &[Book], looked: &[Looked]) -> Missing {
+    let problems = looked.iter().filter_map(|(at, found)| Some((*at, found.as_ref().err()?)));
+    let problems: Vec<(usize, &Problem)> = problems.collect();
+    if problems.is_empty() {
         return Missing::default();
     }
     // Of two books with the same id only the later counts.
-    let mut later = HashSet::new();
-    let suspects: HashSet<usize> = found.iter().map(|(index, _)| *index).collect();
-    let counts: HashSet<usize> = (0..books.len())
-        .rev()
-        .filter(|index| later.insert(books[*index].entry.id.as_str()) && suspects.contains(index))
-        .collect();
-    found.retain(|(index, _)| counts.contains(index));
-    let count = found.len() as u64;
-    let named = found.iter().take(MAX_NAMED).filter_map(|(index, problem)| {
+    let last: HashMap<&str, usize> =
+        books.iter().enumerate().map(|(at, book)| (book.entry.id.as_str(), at)).collect();
+    let counts =
+        |at: usize| books.get(at).is_some_and(|book| last.get(book.entry.id.as_str()) == Some(&at));
+    let counted: Vec<_> = problems.into_iter().filter(|(at, _)| counts(*at)).collect();
+    let named = counted.iter().take(MAX_NAMED).filter_map(|(index, problem)| {
         let book = books.get(*index)?;
         let Some(BookSource::Path(path)) = &book.source else { return None };
         Some(MissingBook {
@@ -100,47 +131,40 @@ pub(super) fn check(books: &mut Vec<Book>, options: PublishOptions) -> Missing {
             message: problem.message(path),
         })
     });
-    let named = named.collect();
-    if options.missing == OnMissing::Skip {
-        let skipped: HashSet<String> = found
-            .iter()
-            .filter_map(|(index, _)| Some(books.get(*index)?.entry.id.clone()))
-            .collect();
-        books.retain(|book| !skipped.contains(&book.entry.id));
+    Missing {
+        named: named.collect(),
+        count: counted.len() as u64,
+        all: counted.iter().map(|(at, _)| *at).collect(),
     }
-    Missing { named, count }
 }
 
-/// Which books have no file, in order.
-fn problems(books: &mut [Book]) -> Vec<(usize, Problem)> {
+/// Where a book stands, and how many bytes its file has.
+type Looked = (usize, Result<u64, Problem>);
+
+/// Looks at the files of all books that have a path, in order.
+fn look(books: &[Book]) -> Vec<Looked> {
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     let threads = if books.len() < MIN_FOR_THREADS { 1 } else { (4 * threads).min(MAX_THREADS) };
-    let size = books.len().div_ceil(threads).max(1);
     if threads == 1 {
-        return problems_from(0, books);
+        return look_from(0, books);
     }
+    let size = books.len().div_ceil(threads);
     std::thread::scope(|scope| {
         let parts: Vec<_> = books
-            .chunks_mut(size)
+            .chunks(size)
             .enumerate()
-            .map(|(part, books)| scope.spawn(move || problems_from(part * size, books)))
+            .map(|(part, books)| scope.spawn(move || look_from(part * size, books)))
             .collect();
         parts.into_iter().flat_map(|part| part.join().unwrap_or_default()).collect()
     })
 }
 
-fn problems_from(first: usize, books: &mut [Book]) -> Vec<(usize, Problem)> {
-    let look = |(index, book): (usize, &mut Book)| {
-        let Some(BookSource::Path(path)) = &book.source else { return None };
-        match size_of(path) {
-            Ok(size) => {
-                book.entry.size_bytes.get_or_insert(size);
-                None
-            }
-            Err(problem) => Some((first + index, problem)),
-        }
+fn look_from(first: usize, books: &[Book]) -> Vec<Looked> {
+    let look = |(index, book): (usize, &Book)| match &book.source {
+        Some(BookSource::Path(path)) => Some((first + index, size_of(path))),
+        _ => None,
     };
-    books.iter_mut().enumerate().filter_map(look).collect()
+    books.iter().enumerate().filter_map(look).collect()
 }
 
 fn size_of(path: &Path) -> Result<u64, Problem> {
@@ -152,18 +176,8 @@ fn size_of(path: &Path) -> Result<u64, Problem> {
         (_, true, _) => Err(Problem::Folder),
         (false, ..) => Err(Problem::Special),
         (_, _, 0) => Err(Problem::Empty),
-        (_, _, size) => check_readable(path).map(|()| size).map_err(Problem::System),
+        (_, _, size) => Ok(size),
     }
-}
-
-#[cfg(unix)]
-fn check_readable(path: &Path) -> io::Result<()> {
-    Ok(rustix::fs::access(path, rustix::fs::Access::READ_OK)?)
-}
-
-#[cfg(not(unix))]
-fn check_readable(_path: &Path) -> io::Result<()> {
-    Ok(()) // there is no cheap way to ask; opening it will tell
 }
 
 impl Problem {
@@ -223,7 +237,7 @@ mod tests {
             at("empty", empty),
             book("listed only", None),
         ];
-        let missing = check(&mut books, PublishOptions::default());
+        let missing = check_first(&mut books, PublishOptions::default());
         let named: Vec<_> = missing
             .named
             .iter()
@@ -240,7 +254,8 @@ mod tests {
         assert!(missing.named[0].message.contains("gone.epub"));
         assert_eq!(books[0].entry.size_bytes, Some(4), "the size that was not given");
         let skip = PublishOptions { missing: OnMissing::Skip };
-        assert_eq!(check(&mut books, skip).count, 4);
+        assert_eq!(check(&books).count, 4);
+        assert_eq!(check_first(&mut books, skip).count, 4);
         let left: Vec<_> = books.iter().map(|book| book.entry.id.as_str()).collect();
         assert_eq!(left, ["a", "listed only"]);
     }
@@ -257,7 +272,7 @@ mod tests {
             .collect();
         // The later one is there.
         books.push(at("1", there));
-        let missing = check(&mut books, PublishOptions::default());
+        let missing = check_first(&mut books, PublishOptions::default());
         assert_eq!((missing.count, missing.named.len()), (499, MAX_NAMED));
         let indexes: Vec<u64> = missing.named.iter().map(|book| book.index).collect();
         assert_eq!(indexes, (0..100).map(|n| 2 * n + 3).collect::<Vec<_>>());

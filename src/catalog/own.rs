@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::book::Book;
 use super::halt::Halt;
-use super::missing::{self, Missing, PublishOptions};
+use super::missing::{self, PublishOptions};
 use super::plan::{self, Changes, Plan};
 use super::replay::Replay;
 use super::sources::{self, Providers};
@@ -206,10 +206,9 @@ impl OwnFeed {
         books: Vec<Book>,
         options: PublishOptions,
     ) -> Result<Changes, CatalogError> {
-        let (books, missing) = looked_for(books, options).await?;
         let plan =
             |c: &Connection, feed: &Feed, books: &[Book]| plan::publish(c, feed, books, now_ms());
-        Ok(with_missing(self.change(books, plan).await?, missing))
+        self.change_looking(books, options, plan).await
     }
 
     /// Has exactly `books` in the catalog.
@@ -218,22 +217,49 @@ impl OwnFeed {
         books: Vec<Book>,
         options: PublishOptions,
     ) -> Result<Changes, CatalogError> {
-        let (books, missing) = looked_for(books, options).await?;
         let plan =
             |c: &Connection, feed: &Feed, books: &[Book]| plan::sync(c, feed, books, now_ms());
-        Ok(with_missing(self.change(books, plan).await?, missing))
+        self.change_looking(books, options, plan).await
     }
 
     /// Has none of the books with these ids in the catalog.
     pub(super) async fn unpublish(&self, ids: Vec<String>) -> Result<Changes, CatalogError> {
-        self.change(Vec::new(), move |c, feed, _| plan::unpublish(c, feed, &ids, now_ms())).await
+        self.change(Arc::default(), move |c, feed, _| plan::unpublish(c, feed, &ids, now_ms()))
+            .await
+    }
+
+    /// [`OwnFeed::change`], and looks for the books' files: before it is this call's turn, or meanwhile, so
+    /// that a disk that does not answer holds nobody else up.
+    async fn change_looking(
+        &self,
+        mut books: Vec<Book>,
+        options: PublishOptions,
+        plan: impl FnOnce(&Connection, &Feed, &[Book]) -> Result<Plan, CatalogError> + Send + 'static,
+    ) -> Result<Changes, CatalogError> {
+        fix_places(&mut books);
+        let (changes, missing) = if missing::comes_first(&books, options) {
+            let look = move || {
+                let missing = missing::check_first(&mut books, options);
+                (books, missing)
+            };
+            let looked = crate::tasks::blocking(look).await;
+            let (books, missing) = looked.map_err(|_| CatalogError::Closed)?;
+            (self.change(Arc::new(books), plan).await?, missing)
+        } else {
+            let books = Arc::new(books);
+            let looked = Arc::clone(&books);
+            let looked = crate::tasks::blocking(move || missing::check(&looked));
+            let (changes, missing) = tokio::join!(self.change(books, plan), looked);
+            (changes?, missing.map_err(|_| CatalogError::Closed)?)
+        };
+        Ok(Changes { missing: missing.named, missing_count: missing.count, ..changes })
     }
 
     /// Plans, then writes in this order: where the bytes are, the feed, the view. A crash in between
     /// leaves a feed that the next start replays.
     async fn change(
         &self,
-        books: Vec<Book>,
+        books: Arc<Vec<Book>>,
         plan: impl FnOnce(&Connection, &Feed, &[Book]) -> Result<Plan, CatalogError> + Send + 'static,
     ) -> Result<Changes, CatalogError> {
         let _one = self.publishing.lock().await;
@@ -242,7 +268,6 @@ impl OwnFeed {
         let live = current.live.as_ref().ok_or(CatalogError::Closed)?;
         live.replay.catch_up().await?;
         let (feed, database) = (live.replay.feed().await, self.options.database.clone());
-        let books = Arc::new(books);
         let planned = Arc::clone(&books);
         let (plan, places) = crate::tasks::blocking(move || {
             let plan = database.read(|connection| plan(connection, &feed, &planned))?;
@@ -273,20 +298,6 @@ impl OwnFeed {
     }
 }
 
-/// `books` with their files looked for: before it is their turn, so that a disk that does not answer
-/// holds nobody else up.
-async fn looked_for(
-    mut books: Vec<Book>,
-    options: PublishOptions,
-) -> Result<(Vec<Book>, Missing), CatalogError> {
-    fix_places(&mut books);
-    let look = move || {
-        let missing = missing::check(&mut books, options);
-        (books, missing)
-    };
-    crate::tasks::blocking(look).await.map_err(|_| CatalogError::Closed)
-}
-
 /// Relative paths are those of the moment of the call.
 fn fix_places(books: &mut [Book]) {
     for book in books {
@@ -297,10 +308,6 @@ fn fix_places(books: &mut [Book]) {
             *path = absolute;
         }
     }
-}
-
-fn with_missing(changes: Changes, missing: Missing) -> Changes {
-    Changes { missing: missing.named, missing_count: missing.count, ..changes }
 }
 
 /// A failure that is damage, as what keeps this node from publishing; any other is an error still.

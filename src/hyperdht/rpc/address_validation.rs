@@ -34,8 +34,11 @@ const MAX_VALID: usize = 4096;
 const LONG_BYTES_RATE: u32 = 4 * 1024;
 const LONG_BYTES_BURST: u32 = 128 * 1024;
 
-/// How long an answer waits: two pings, as whoever asks repeats the question after a second.
-const MAX_WAIT: Duration = Duration::from_millis(1500);
+/// How long an address is waited for: until a client that repeats its question every second has done so
+/// twice. Who asks then is answered as well as can be.
+const MAX_WAIT: Duration = Duration::from_millis(1800);
+/// How long an answer is kept, for a client whose packets take long.
+const MAX_AGE: Duration = Duration::from_secs(10);
 /// Answers that wait at once, in all and for one address. Beyond that an address is pinged nevertheless,
 /// and valid when it repeats its question.
 const MAX_WAITING: usize = 512;
@@ -104,19 +107,24 @@ impl<A> AddressValidation<A> {
         self.secrets.accepts_ping_id(address, tid)
     }
 
-    /// Keeps an answer until `to` has proved itself, when there is room. A question that was repeated has
-    /// one answer.
-    pub(crate) fn wait(&mut self, to: SocketAddr, tid: u16, answer: A) {
+    /// Keeps an answer until `to` has proved itself, when there is room. A question that is repeated has one
+    /// answer. False when it is time to give up: the address is silent.
+    pub(crate) fn wait(&mut self, to: SocketAddr, tid: u16, answer: A) -> bool {
         let of_address = self.waiting.iter().filter(|waiting| waiting.to == to);
-        let (mut count, mut is_repeated) = (0, false);
+        let (mut count, mut asked_before) = (0, None);
         for waiting in of_address {
             count += 1;
-            is_repeated |= waiting.tid == tid;
+            if waiting.tid == tid {
+                asked_before = Some(waiting.since);
+            }
         }
-        let has_room = self.waiting.len() < MAX_WAITING && count < MAX_WAITING_PER_ADDRESS;
-        if has_room && !is_repeated {
+        if let Some(since) = asked_before {
+            return since.elapsed() < MAX_WAIT;
+        }
+        if self.waiting.len() < MAX_WAITING && count < MAX_WAITING_PER_ADDRESS {
             self.waiting.push_back(Waiting { to, tid, since: Instant::now(), answer });
         }
+        true
     }
 
     /// The answers that waited for `address`.
@@ -128,21 +136,14 @@ impl<A> AddressValidation<A> {
         ready.into_iter().map(|waiting| waiting.answer).collect()
     }
 
-    #[cfg(test)]
-    pub(crate) fn is_idle(&self) -> bool {
-        self.waiting.is_empty()
-    }
-
-    /// The answers that waited in vain. To be called every
-    /// [`DRAIN_INTERVAL`](super::io::DRAIN_INTERVAL), which also renews the secrets.
-    pub(crate) fn tick(&mut self) -> Vec<(SocketAddr, A)> {
+    /// Forgets what waited in vain and renews the secrets. To be called every
+    /// [`DRAIN_INTERVAL`](super::io::DRAIN_INTERVAL).
+    pub(crate) fn tick(&mut self) {
         self.secrets.tick();
         self.valid.sweep();
-        let mut overdue = Vec::new();
-        while self.waiting.front().is_some_and(|waiting| waiting.since.elapsed() >= MAX_WAIT) {
-            overdue.extend(self.waiting.pop_front().map(|waiting| (waiting.to, waiting.answer)));
+        while self.waiting.front().is_some_and(|waiting| waiting.since.elapsed() >= MAX_AGE) {
+            self.waiting.pop_front();
         }
-        overdue
     }
 }
 
@@ -197,11 +198,11 @@ mod tests {
         // One of 2^15 other addresses has the same id by chance.
         let others = (2..100).filter(|port| validation.is_ping_id(address(*port), tid)).count();
         assert!(others < 3, "{others}");
-        (0..19).for_each(|_| _ = validation.tick());
+        (0..19).for_each(|_| validation.tick());
         assert!(validation.is_ping_id(address(1), tid));
         let ids: Vec<u16> = (0..4)
             .map(|_| {
-                (0..20).for_each(|_| _ = validation.tick());
+                (0..20).for_each(|_| validation.tick());
                 validation.ping_id(address(1))
             })
             .collect();
@@ -212,17 +213,20 @@ mod tests {
     async fn what_waits_is_bounded_and_ends() {
         let mut validation = AddressValidation::new();
         for round in 0..2000u16 {
-            validation.wait(address(1 + round), 7, round);
-            validation.wait(address(1 + round), 7, round);
+            assert!(validation.wait(address(1 + round), 7, round));
+            assert!(validation.wait(address(1 + round), 7, round));
         }
         assert_eq!(validation.waiting.len(), MAX_WAITING);
         assert_eq!(validation.take_waiting(address(1)), [0]);
-        (0..100).for_each(|tid| validation.wait(address(9999), tid, tid));
+        assert!((0..100).all(|tid| validation.wait(address(9999), tid, tid)));
         assert_eq!(validation.take_waiting(address(9999)).len(), 1, "there is room for one more");
-        assert!(validation.tick().is_empty());
         tokio::time::advance(MAX_WAIT).await;
-        assert_eq!(validation.tick().len(), MAX_WAITING - 1);
-        (0..100).for_each(|tid| validation.wait(address(9999), tid, tid));
+        assert!(!validation.wait(address(2), 7, 0), "asked again, and silent");
+        assert!(validation.wait(address(2), 8, 0), "another question");
+        tokio::time::advance(MAX_AGE - MAX_WAIT).await;
+        validation.tick();
+        assert_eq!(validation.waiting.len(), 1);
+        (0..100).for_each(|tid| _ = validation.wait(address(9999), tid, tid));
         assert_eq!(validation.take_waiting(address(9999)).len(), MAX_WAITING_PER_ADDRESS);
     }
 }

@@ -61,7 +61,7 @@ impl Rpc {
             tokio::select! {
                 _ = drain.tick() => {
                     self.io.drain();
-                    self.end_waiting();
+                    self.forget_waiting();
                 }
                 _ = ticks.tick() => {
                     let now = SystemTime::now();
