@@ -384,12 +384,13 @@ export interface CatalogChanges {
 
 /** A book whose file is not there, or cannot be sent as it is. */
 export interface MissingBook {
+  /** Its id. */
   id: string
   /** Where it stands in the array that was given, from 0. */
   index: number
   /** Where its file should be. */
   path: string
-  /** `ERR_NOT_FOUND`, or `ERR_IO` for what is there and is no file with a book in it, or may not be read. */
+  /** `ERR_NOT_FOUND`, or `ERR_IO` for what is there and is no file with a book in it, or cannot be looked at. */
   code: 'ERR_NOT_FOUND' | 'ERR_IO'
   /** What is wrong, and what to do. */
   message: string
@@ -970,7 +971,8 @@ export declare class Identity {
    */
   static verify(key: string, message: Uint8Array, signature: Uint8Array): boolean
   /**
-   * Reads a key that a person typed or pasted, as z32, hex or an invite link: the key as z32, and the
+   * Reads the one key in what a person typed or pasted, as z32, hex, or in an invite, `hyper://` or
+   * `pear://` link; also broken over lines, in quotes, or in a sentence. Gives the key as z32, and the
    * nickname that the link suggests. Throws `ERR_INVALID_KEY` with what is wrong.
    */
   static parse(text: string): ParsedKey

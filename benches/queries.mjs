@@ -1,7 +1,7 @@
 // How npm's clients get on in a network of our nodes, which answer strangers briefly, and in one of npm's own,
 // which answer everybody in full:
 //
-//   cargo build --release --example interop && node benches/queries.mjs [size] [rounds]
+//   cargo build --example interop && node benches/queries.mjs [size] [rounds]
 //
 // Every round is a client that the network has not heard of. `closest` says how many of the nodes at which
 // something was stored are the 20 closest of the whole network.

@@ -384,12 +384,13 @@ export interface CatalogChanges {
 
 /** A book whose file is not there, or cannot be sent as it is. */
 export interface MissingBook {
+  /** Its id. */
   id: string
   /** Where it stands in the array that was given, from 0. */
   index: number
   /** Where its file should be. */
   path: string
-  /** `ERR_NOT_FOUND`, or `ERR_IO` for what is there and is no file with a book in it, or may not be read. */
+  /** `ERR_NOT_FOUND`, or `ERR_IO` for what is there and is no file with a book in it, or cannot be looked at. */
   code: 'ERR_NOT_FOUND' | 'ERR_IO'
   /** What is wrong, and what to do. */
   message: string
