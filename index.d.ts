@@ -376,6 +376,34 @@ export interface CatalogChanges {
   removed: number
   /** Left alone. */
   unchanged: number
+  /** Books whose file is not there, or is no book: the first 100 of them. Absent when all are there. */
+  missing?: MissingBook[]
+  /** How many these are in all. Absent when all are there. */
+  missingCount?: number
+}
+
+/** A book whose file is not there, or cannot be sent as it is. */
+export interface MissingBook {
+  /** Its id. */
+  id: string
+  /** Where it stands in the array that was given, from 0. */
+  index: number
+  /** Where its file should be. */
+  path: string
+  /** `ERR_NOT_FOUND`, or `ERR_IO` for what is there and is no file with a book in it, or cannot be looked at. */
+  code: 'ERR_NOT_FOUND' | 'ERR_IO'
+  /** What is wrong, and what to do. */
+  message: string
+}
+
+/** How to publish. */
+export interface PublishOptions extends WaitOptions {
+  /**
+   * What to do with books whose `source` is a path at which there is no book. `publish` (the default): they are
+   * published as the others, because the disk may be back tomorrow; requests for them are answered `unavailable`
+   * until then. `skip`: they are left out as if they had not been given, so that `sync` takes them off.
+   */
+  missing?: 'publish' | 'skip'
 }
 
 /** The order of books. */
@@ -668,7 +696,11 @@ export interface TransferRequest extends WaitOptions {
   peer: string
   /** The book's id in its catalog. */
   bookId: string
-  /** Where the file goes: a folder, or a full path. `<dataDir>/books` when left out. */
+  /**
+   * Where the file goes: a folder, or a full path. `<dataDir>/books` when left out. In a folder it is named after
+   * title and author, with an ending that books have, or `.book` for any other format. A folder is made when it is
+   * not there; one that cannot be made fails the transfer with `ERR_IO` before anything is fetched.
+   */
   saveTo?: string
 }
 
@@ -868,16 +900,18 @@ export declare class CatalogFeed {
   get length(): number
   /**
    * Adds books, or describes them anew; only what changed is appended, all or nothing, and it is on
-   * disk when the promise resolves. Rejects with `ERR_INVALID_ARGUMENT` when a book breaks a limit.
+   * disk when the promise resolves. Rejects with `ERR_INVALID_ARGUMENT` when a book breaks a limit. Books
+   * whose file is not there are named in the result, and published as the options say.
    */
-  publish(books: Book[], options?: WaitOptions): Promise<CatalogChanges>
+  publish(books: Book[], options?: PublishOptions): Promise<CatalogChanges>
   /** Takes books off the catalog; ids that are not on it are ignored. Transfers that run go on. */
   unpublish(ids: string[], options?: WaitOptions): Promise<CatalogChanges>
   /**
    * Makes the catalog exactly these books: appends what is new or changed, removes what is missing,
-   * leaves the rest alone. Cheap when little changed: call it at every start with the whole library.
+   * leaves the rest alone. Cheap when little changed: call it at every start with the whole library. Books
+   * whose file is not there are named in the result, and stay on the catalog or not as the options say.
    */
-  sync(books: Book[], options?: WaitOptions): Promise<CatalogChanges>
+  sync(books: Book[], options?: PublishOptions): Promise<CatalogChanges>
   /** A page of this server's own catalog. */
   list(options?: ListOptions): Promise<CatalogPage>
   /**
@@ -947,7 +981,8 @@ export declare class Identity {
    */
   static verify(key: string, message: Uint8Array, signature: Uint8Array): boolean
   /**
-   * Reads a key that a person typed or pasted, as z32, hex or an invite link: the key as z32, and the
+   * Reads the one key in what a person typed or pasted, as z32, hex, or in an invite, `hyper://` or
+   * `pear://` link; also broken over lines, in quotes, or in a sentence. Gives the key as z32, and the
    * nickname that the link suggests. Throws `ERR_INVALID_KEY` with what is wrong.
    */
   static parse(text: string): ParsedKey

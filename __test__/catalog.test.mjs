@@ -1,9 +1,10 @@
 // node.catalog and node.catalog.of().
 
 import assert from 'node:assert/strict'
-import { readFile } from 'node:fs/promises'
+import { readFile, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { test } from 'node:test'
-import { books, failure, offered, openNode, pair, shared, sharing, temporaryDirectory, testnet, until } from './nodes.mjs'
+import { books, failure, offered, openNode, pair, shared, sharing, temporaryDirectory, testnet, undo, until } from './nodes.mjs'
 
 test('publish, sync and unpublish append what changed and nothing else', async (t) => {
   const node = await openNode(t, await testnet(t, 1))
@@ -21,6 +22,49 @@ test('publish, sync and unpublish append what changed and nothing else', async (
   assert.equal((await catalog.get('frankenstein')).author, 'Mary Shelley')
   assert.equal(await catalog.get('new'), null)
   assert.equal((await catalog.status()).books, 1)
+})
+
+test('the owner hears of books whose file is not there, and says whether they are published', async (t) => {
+  const { catalog } = await openNode(t, await testnet(t, 1))
+  const dir = await temporaryDirectory(t)
+  const gone = { id: 'gone', title: 'Gone', source: join(dir, 'gone.epub') }
+  const folder = { id: 'folder', title: 'Folder', source: dir }
+  const changes = await catalog.publish([books[0], gone, folder])
+  assert.deepEqual([changes.added, changes.missingCount], [3, 2])
+  const said = changes.missing.map(({ id, index, path, code }) => ({ id, index, path, code }))
+  assert.deepEqual(said, [
+    { id: 'gone', index: 1, path: gone.source, code: 'ERR_NOT_FOUND' },
+    { id: 'folder', index: 2, path: dir, code: 'ERR_IO' }
+  ])
+  for (const { message, path } of changes.missing) assert.ok(message.includes(path), message)
+  // Nothing of where it should be is in the catalog.
+  assert.deepEqual(Object.keys(await catalog.get('gone')).sort(), ['addedAt', 'id', 'title'])
+  const again = await catalog.sync([books[0], gone, folder])
+  assert.deepEqual([again.unchanged, again.missingCount, again.missing.length], [3, 2, 2])
+  const skipped = await catalog.sync([books[0], gone, folder], { missing: 'skip' })
+  assert.deepEqual([skipped.removed, skipped.unchanged, skipped.missingCount], [2, 1, 2])
+  assert.equal(await catalog.get('gone'), null)
+  assert.equal((await catalog.publish([gone], { missing: 'skip' })).added, 0)
+  await writeFile(gone.source, 'here again')
+  assert.deepEqual(await catalog.sync([books[0], gone], { missing: 'skip' }), { added: 1, updated: 0, removed: 0, unchanged: 1 })
+  assert.equal((await catalog.get('gone')).sizeBytes, 10)
+  const refused = await failure(catalog.publish([gone], { missing: 'delete' }))
+  assert.equal(refused.code, 'ERR_INVALID_ARGUMENT')
+})
+
+test('a relative path is that of the call', async (t) => {
+  const { catalog } = await openNode(t, await testnet(t, 1))
+  const [dir, elsewhere, before] = [await temporaryDirectory(t), await temporaryDirectory(t), process.cwd()]
+  await writeFile(join(dir, 'a.epub'), 'a book')
+  undo(t, () => process.chdir(before))
+  // The second waits for the first; by then the program is elsewhere.
+  const many = Array.from({ length: 2000 }, (_, n) => ({ id: `${n}`, title: `Volume ${n}` }))
+  process.chdir(dir)
+  const calls = [catalog.publish(many), catalog.publish([{ id: 'a', title: 'A', source: 'a.epub' }])]
+  process.chdir(elsewhere)
+  const [, changes] = await Promise.all(calls)
+  assert.equal(changes.missing, undefined)
+  assert.equal((await catalog.get('a')).sizeBytes, 6)
 })
 
 test('the fields of a book arrive as they were given, and its place does not', async (t) => {

@@ -47,13 +47,31 @@ test('a signature verifies under its key and no other', async (t) => {
   assert.equal(Identity.verify(key, message, signature.subarray(1)), false)
 })
 
+test('a key is read however it was pasted', async (t) => {
+  const node = await openNode(t, await testnet(t, 1))
+  const key = node.identity.publicKey
+  const [front, back] = [key.slice(0, 30), key.slice(30)]
+  for (const text of [
+    `${front}\n${back}`,
+    `${front}\u00a0\u200b${back}`,
+    `"${key}".`,
+    `alex://peer/${front}\r\n> ${back}?name=Ada`,
+    `My server is <${node.identity.inviteLink('Ada')}>, add it.`,
+    `hyper://${key}/books`,
+    `pear://0.12.${key}/`
+  ]) {
+    assert.equal(Identity.parse(text).key, key, text)
+  }
+})
+
 test('what is no key is refused with what is wrong', async () => {
   for (const [text, says] of [
     ['', /empty/],
     ['abc', /52 characters/],
     ['l'.repeat(52), /character 1/],
     ['https://example.org/x', /alex:\/\/peer/],
-    ['g'.repeat(64), /hex/]
+    ['g'.repeat(64), /hex/],
+    [`${'y'.repeat(52)} or ${'b'.repeat(52)}`, /more than one/]
   ]) {
     const error = await failure(() => Identity.parse(text))
     assert.equal(error.code, 'ERR_INVALID_KEY', text)

@@ -21,6 +21,37 @@ async function asked(sender, state) {
   return until(find, `an outgoing transfer that is ${state}`)
 }
 
+test('the sender does not choose what a double click on a book does', async (t) => {
+  const { sender, receiver, peer } = await sharing(t)
+  const folder = await temporaryDirectory(t)
+  const cases = [
+    { title: 'Evil', format: 'exe', name: 'Evil (exe).book' },
+    { title: 'Evil', format: 'desktop', name: 'Evil (desktop).book' },
+    { title: 'Evil.html', name: 'Evil.html.book' },
+    { title: 'x.pdf.lnk', name: 'x.pdf.lnk.book' },
+    { title: 'Good', format: 'EPUB', name: 'Good.epub' }
+  ]
+  for (const [n, { title, format }] of cases.entries()) {
+    await sender.catalog.publish([{ ...books[n % 2], id: `${n}`, title, format, author: undefined }])
+  }
+  await until(async () => await receiver.catalog.of(peer).get(`${cases.length - 1}`), 'the books are on offer')
+  for (const [n, { name }] of cases.entries()) {
+    const transfer = await receiver.transfers.request({ peer, bookId: `${n}`, saveTo: folder + sep })
+    assert.equal(basename((await transfer.done()).path), name)
+  }
+})
+
+test('a folder that cannot be made is named, and no disk is called full', async (t) => {
+  const { receiver, peer } = await sharing(t)
+  const file = join(await temporaryDirectory(t), 'a file')
+  await writeFile(file, '')
+  const folder = join(file, 'books')
+  const transfer = await receiver.transfers.request({ peer, bookId: 'dracula', saveTo: folder + sep })
+  const failed = await failure(transfer.done())
+  assert.equal(failed.code, 'ERR_IO')
+  assert.ok(failed.message.includes(folder) && failed.message.includes('saveTo'), failed.message)
+})
+
 test('a book arrives whole, under a name of the receiver\'s making, with its progress', async (t) => {
   const { sender, receiver, peer } = await sharing(t)
   const folder = await temporaryDirectory(t)

@@ -32,10 +32,12 @@ mod latest;
 mod library;
 mod list;
 mod mend;
+mod missing;
 mod moves;
 mod own;
 mod plan;
 mod proof;
+mod publishing;
 mod recovery;
 mod replay;
 mod salvage;
@@ -46,7 +48,6 @@ mod verify;
 mod view;
 mod walk;
 
-use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -63,6 +64,7 @@ pub use error::CatalogError;
 pub use find::{Counts, Sort};
 pub use have::Have;
 pub use list::{ListOptions, Page};
+pub use missing::{MAX_NAMED as MAX_NAMED_MISSING, MissingBook, OnMissing, PublishOptions};
 pub use plan::Changes;
 pub(crate) use salvage::salvage;
 pub use verify::{Verification, VerifyOptions};
@@ -83,8 +85,6 @@ use moves::Moves;
 use own::OwnFeed;
 use proof::FeedRates;
 
-/// How often readers are asked again while the disk fails.
-const RECONSIDER: Duration = Duration::from_secs(2);
 /// How often peers' lengths are compared while a restored feed waits for them.
 const COMPARE: Duration = Duration::from_millis(500);
 /// How long peers that say they have more of it may take to prove anything of that.
@@ -237,63 +237,6 @@ impl Catalog {
         let key = starting.await.map_err(|_| CatalogError::Closed)??;
         self.inner.options.tell(true, "a new catalog feed was started; peers follow it".to_owned());
         Ok(key)
-    }
-
-    /// Adds books to the catalog, or describes them anew. Only what changed is appended, all in one
-    /// batch, and it is on disk when this returns. Of two books with the same id the later counts.
-    ///
-    /// Fails with `ERR_INVALID_ARGUMENT` when a book breaks a limit; then nothing was published.
-    /// Cancelled, it publishes all or nothing.
-    pub async fn publish(&self, books: Vec<Book>) -> Result<Changes> {
-        let ids = books.iter().map(|book| book.entry.id.clone()).collect();
-        self.change(Some(ids), None, |inner| async move { inner.own.publish(books).await }).await
-    }
-
-    /// Removes books from the catalog. Ids that are not there are ignored.
-    ///
-    /// Nobody reads them from the moment of the call on.
-    pub async fn unpublish(&self, ids: Vec<String>) -> Result<Changes> {
-        let withheld = self.inner.readers.get().map(|readers| Withheld::new(readers, &ids));
-        let work = |inner: Arc<Inner>, ids| async move { inner.own.unpublish(ids).await };
-        self.change(Some(ids.clone()), withheld, |inner| work(inner, ids)).await
-    }
-
-    /// Makes the catalog exactly these books: what is new or changed is added, what is missing is
-    /// removed, what is the same is left alone.
-    pub async fn sync(&self, books: Vec<Book>) -> Result<Changes> {
-        self.change(None, None, |inner| async move { inner.own.sync(books).await }).await
-    }
-
-    /// Changes the own catalog, and has whoever reads these books, or any, asked whether they still may. Once
-    /// begun, it comes to its end also when the caller goes.
-    async fn change<F>(
-        &self,
-        ids: Option<Vec<String>>,
-        withheld: Option<Withheld>,
-        work: impl FnOnce(Arc<Inner>) -> F,
-    ) -> Result<Changes>
-    where
-        F: Future<Output = Result<Changes, CatalogError>> + Send + 'static,
-    {
-        let (inner, work) = (Arc::clone(&self.inner), work(Arc::clone(&self.inner)));
-        let changing = crate::tasks::spawn(async move {
-            let changes = work.await;
-            // Also after a failure, of which some may have been written.
-            inner.changes.fetch_add(1, Ordering::AcqRel);
-            if let Some(readers) = inner.readers.get()
-                && !readers.reconsider(ids.clone()).await
-            {
-                crate::tasks::spawn(reconsider_later(inner, ids, withheld));
-            }
-            changes
-        });
-        Ok(changing.await.map_err(|_| CatalogError::Closed)??)
-    }
-
-    /// Says who reads the own books: they hear when a book is withdrawn or replaced.
-    pub fn on_change(&self, readers: Arc<dyn BookReaders>) {
-        // Once, when the node opens.
-        let _ = self.inner.readers.set(readers);
     }
 
     /// Who is asked for books that were published on demand and whose provider was not registered
@@ -542,38 +485,5 @@ impl PeerCatalog {
 
     fn database(&self) -> &Database {
         &self.inner.options.database
-    }
-}
-
-/// Books that nobody may read until this is dropped.
-struct Withheld {
-    readers: Arc<dyn BookReaders>,
-    ids: Vec<String>,
-}
-
-impl Withheld {
-    fn new(readers: &Arc<dyn BookReaders>, ids: &[String]) -> Self {
-        readers.withhold(ids);
-        Self { readers: Arc::clone(readers), ids: ids.to_vec() }
-    }
-}
-
-impl Drop for Withheld {
-    fn drop(&mut self) {
-        self.readers.restore(&self.ids);
-    }
-}
-
-/// Has readers asked again whom the disk kept from being asked. What was withheld stays so meanwhile.
-async fn reconsider_later(
-    inner: Arc<Inner>,
-    ids: Option<Vec<String>>,
-    _withheld: Option<Withheld>,
-) {
-    while inner.cancel.run_until_cancelled(tokio::time::sleep(RECONSIDER)).await.is_some() {
-        let Some(readers) = inner.readers.get() else { return };
-        if readers.reconsider(ids.clone()).await {
-            return;
-        }
     }
 }

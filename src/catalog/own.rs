@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::book::Book;
 use super::halt::Halt;
+use super::missing::{self, PublishOptions};
 use super::plan::{self, Changes, Plan};
 use super::replay::Replay;
 use super::sources::{self, Providers};
@@ -20,6 +21,7 @@ use crate::hypercore::{Core, Manifest, OpenOptions};
 use crate::store::StoreError;
 use crate::text;
 use crate::time::now_ms;
+use crate::transfer::BookSource;
 
 /// The row of `meta` with the namespace under which the identity signs the feed. It is random, so that
 /// a lost database gives a new feed and never a second one with the same key.
@@ -188,25 +190,65 @@ impl OwnFeed {
     }
 
     /// Has `books` in the catalog, as given.
-    pub(super) async fn publish(&self, books: Vec<Book>) -> Result<Changes, CatalogError> {
-        self.change(books, |c, feed, books| plan::publish(c, feed, books, now_ms())).await
+    pub(super) async fn publish(
+        &self,
+        books: Vec<Book>,
+        options: PublishOptions,
+    ) -> Result<Changes, CatalogError> {
+        let plan =
+            |c: &Connection, feed: &Feed, books: &[Book]| plan::publish(c, feed, books, now_ms());
+        self.change_looking(books, options, plan).await
     }
 
     /// Has exactly `books` in the catalog.
-    pub(super) async fn sync(&self, books: Vec<Book>) -> Result<Changes, CatalogError> {
-        self.change(books, |c, feed, books| plan::sync(c, feed, books, now_ms())).await
+    pub(super) async fn sync(
+        &self,
+        books: Vec<Book>,
+        options: PublishOptions,
+    ) -> Result<Changes, CatalogError> {
+        let plan =
+            |c: &Connection, feed: &Feed, books: &[Book]| plan::sync(c, feed, books, now_ms());
+        self.change_looking(books, options, plan).await
     }
 
     /// Has none of the books with these ids in the catalog.
     pub(super) async fn unpublish(&self, ids: Vec<String>) -> Result<Changes, CatalogError> {
-        self.change(Vec::new(), move |c, feed, _| plan::unpublish(c, feed, &ids, now_ms())).await
+        self.change(Arc::default(), move |c, feed, _| plan::unpublish(c, feed, &ids, now_ms()))
+            .await
+    }
+
+    /// [`OwnFeed::change`], and looks for the books' files: before it is this call's turn, or meanwhile, so
+    /// that a disk that does not answer holds nobody else up.
+    async fn change_looking(
+        &self,
+        mut books: Vec<Book>,
+        options: PublishOptions,
+        plan: impl FnOnce(&Connection, &Feed, &[Book]) -> Result<Plan, CatalogError> + Send + 'static,
+    ) -> Result<Changes, CatalogError> {
+        fix_places(&mut books);
+        let (changes, missing) = if missing::comes_first(&books, options) {
+            let look = move || {
+                let missing = missing::check_first(&mut books, options);
+                (books, missing)
+            };
+            let looked = crate::tasks::blocking(look).await;
+            let (books, missing) = looked.map_err(|_| CatalogError::Closed)?;
+            (self.change(Arc::new(books), plan).await?, missing)
+        } else {
+            let books = Arc::new(books);
+            let looked = Arc::clone(&books);
+            let looked = crate::tasks::blocking(move || missing::check(&looked));
+            let (changes, missing) = tokio::join!(self.change(books, plan), looked);
+            (changes?, missing.map_err(|_| CatalogError::Closed)?)
+        };
+        Ok(Changes { missing: missing.named, missing_count: missing.count, ..changes })
     }
 
     /// Plans, then writes in this order: where the bytes are, the feed, the view. A crash in between
     /// leaves a feed that the next start replays.
     async fn change(
         &self,
-        books: Vec<Book>,
+        books: Arc<Vec<Book>>,
         plan: impl FnOnce(&Connection, &Feed, &[Book]) -> Result<Plan, CatalogError> + Send + 'static,
     ) -> Result<Changes, CatalogError> {
         let _one = self.publishing.lock().await;
@@ -215,7 +257,6 @@ impl OwnFeed {
         let live = current.live.as_ref().ok_or(CatalogError::Closed)?;
         live.replay.catch_up().await?;
         let (feed, database) = (live.replay.feed().await, self.options.database.clone());
-        let books = Arc::new(books);
         let planned = Arc::clone(&books);
         let (plan, places) = crate::tasks::blocking(move || {
             let plan = database.read(|connection| plan(connection, &feed, &planned))?;
@@ -243,6 +284,18 @@ impl OwnFeed {
             self.options.database.write(write).await?;
         }
         Ok(plan.changes)
+    }
+}
+
+/// Relative paths are those of the moment of the call.
+fn fix_places(books: &mut [Book]) {
+    for book in books {
+        if let Some(BookSource::Path(path)) = &mut book.source
+            && path.is_relative()
+            && let Ok(absolute) = std::path::absolute(&*path)
+        {
+            *path = absolute;
+        }
     }
 }
 

@@ -9,13 +9,14 @@ use serde::{Deserialize, Serialize};
 use super::CatalogError;
 use super::book::Book;
 use super::entry::{self, BookEntry};
+use super::missing::MissingBook;
 use super::view::{self, Feed, MAX_BOOKS};
 use crate::text;
 use crate::time::rfc3339;
 use crate::transfer::BookSource;
 
 /// What publishing or synchronizing changed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Changes {
     /// Books that are new in the catalog.
@@ -26,6 +27,16 @@ pub struct Changes {
     pub removed: u64,
     /// Books that were as they should be.
     pub unchanged: u64,
+    /// Books whose file is not there, the first 100 of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<MissingBook>,
+    /// How many these are in all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub missing_count: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Entries to append, in order, and what they change.
@@ -244,7 +255,9 @@ mod tests {
         let changes = f
             .run(|c, feed| sync(c, feed, &[book("b", "2"), book("c", "Three"), book("d", "4")], 5))
             .await;
-        assert_eq!(changes, Changes { added: 1, updated: 1, removed: 1, unchanged: 1 });
+        let expected =
+            Changes { added: 1, updated: 1, removed: 1, unchanged: 1, ..Changes::default() };
+        assert_eq!(changes, expected);
         assert_eq!((f.feed.position, f.feed.books), (6, 3));
         let none = f.run(|c, feed| sync(c, feed, &[], 9)).await;
         assert_eq!((none.removed, f.feed.books), (3, 0));

@@ -2,8 +2,8 @@
 //! (`hyperdht` `lib/router.js`).
 //!
 //! A client asks a node at which the server announced itself; the node passes the request on to the
-//! server under the same transaction id, and the server's answer back. No packet is larger than the
-//! one that caused it.
+//! server under the same transaction id, and the server's answer back. Each packet causes one other, which
+//! is longer by our id and an address or two at most.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -177,4 +177,67 @@ fn pass_back(inner: &Inner, incoming: &Incoming, value: Vec<u8>, client: SocketA
     }
     let answer = Answer { value: Some(value.into()), ..Answer::default() };
     inner.rpc.answer_to(incoming, client, answer);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddrV4;
+
+    use tokio::net::UdpSocket;
+
+    use super::*;
+    use crate::crypto::{self, KeyPair};
+    use crate::hyperdht::Testnet;
+    use crate::hyperdht::messages::commands;
+    use crate::hyperdht::messages::records::Announce;
+    use crate::hyperdht::rpc::address_validation::MAX_AMPLIFICATION;
+    use crate::hyperdht::rpc::message::Request;
+
+    async fn socket() -> (UdpSocket, SocketAddrV4) {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let SocketAddr::V4(address) = socket.local_addr().unwrap() else { panic!("not IPv4") };
+        (socket, address)
+    }
+
+    /// Under the name of another, and with any other named in it: nobody gets more than that by it.
+    #[tokio::test]
+    async fn what_is_passed_on_is_at_most_four_times_as_long() {
+        let testnet = Testnet::start(1).await.unwrap();
+        let node = &testnet.nodes()[0];
+        let SocketAddr::V4(to) = node.local_addr() else { panic!("not IPv4") };
+        let ((asking, _), (server, relay), (third, peer)) =
+            (socket().await, socket().await, socket().await);
+        let keys = KeyPair::generate();
+        let target = crypto::hash(&[keys.public_key().as_bytes()]);
+        let (id, token, kind) = ([1; 32], [2; 32], commands::ANNOUNCE);
+        let announce = Announce::signed(kind, &keys, Vec::new(), &target, &id, &token).encode();
+        lock(&node.inner().store).announce(relay.into(), &target, &id, &token, &announce);
+
+        let handshake = |mode| {
+            let peer_address = Some(peer).filter(|_| mode != Mode::FromClient);
+            let handshake = Handshake { mode, noise: vec![1], peer_address, relay_address: None };
+            (commands::PEER_HANDSHAKE, handshake.encode())
+        };
+        let holepunch = |mode| {
+            let peer_address = Some(peer);
+            let holepunch = Holepunch { mode, id: 0, payload: Vec::new(), peer_address };
+            (commands::PEER_HOLEPUNCH, holepunch.encode())
+        };
+        let cases = [
+            (handshake(Mode::FromClient), &server),
+            (handshake(Mode::FromRelay), &server),
+            (handshake(Mode::FromServer), &third),
+            (holepunch(Mode::FromClient), &third),
+            (holepunch(Mode::FromServer), &third),
+        ];
+        for ((command, value), receiver) in cases {
+            let (target, value) = (Some(target), Some(value.into()));
+            let (id, token, internal) = (None, None, false);
+            let request = Request { tid: 1, to, id, token, internal, command, target, value };
+            let sent = asking.send_to(&request.encode(), to).await.unwrap();
+            let received = receiver.recv(&mut [0; 2048]).await.unwrap();
+            assert!(received <= MAX_AMPLIFICATION * sent, "{received} for {sent}: {request:?}");
+        }
+        testnet.close().await;
+    }
 }

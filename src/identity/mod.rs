@@ -8,6 +8,7 @@ mod keyfile;
 mod link;
 mod lock;
 mod parse;
+mod paste;
 mod qr;
 mod seal;
 

@@ -177,8 +177,8 @@ impl Engine {
         let (folder, name) = self.target(record);
         loop {
             let (folder, name) = (folder.clone(), name.clone());
-            let path =
-                blocking(move || landing::free_path(&folder, &name, &HashSet::new())).await?;
+            let free = move || landing::free_path(&folder, &name, &HashSet::new());
+            let path = crate::tasks::blocking(free).await.map_err(std::io::Error::other)??;
             let mut record = live.record.lock().await;
             if record.state != State::Verifying {
                 return Ok(());

@@ -61,7 +61,7 @@ impl Engine {
         for (landing, path) in written {
             match path {
                 Ok(path) => ready.push((landing, path)),
-                Err(error) => landing.tell(Err(error.into())),
+                Err(error) => landing.tell(Err(error)),
             }
         }
         let lives: Vec<_> = ready.iter().map(|(landing, _)| Arc::clone(&landing.live)).collect();
@@ -107,7 +107,7 @@ impl Landing {
 }
 
 /// Writes each book into its partial file, syncs them, and finds names that are free.
-fn write(books: Vec<Landing>) -> Vec<(Landing, io::Result<PathBuf>)> {
+fn write(books: Vec<Landing>) -> Vec<(Landing, Result<PathBuf>)> {
     let files: Vec<_> = books.iter().map(written).collect();
     files.iter().flatten().for_each(landing::begin_writing);
     let mut taken = HashSet::new();

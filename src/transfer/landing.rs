@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::filename;
+use crate::error::{Error, ErrorCode, Result};
 
 /// How many names are tried before giving up.
 const MAX_NAMES: u32 = 999;
@@ -35,17 +36,20 @@ pub(super) fn target(
 }
 
 /// The first of `name`, `name (2)`, … that does not exist in `folder` and is not `taken`. Creates the folder.
-pub(super) fn free_path(
-    folder: &Path,
-    name: &str,
-    taken: &HashSet<PathBuf>,
-) -> io::Result<PathBuf> {
-    fs::create_dir_all(folder)?;
+pub(super) fn free_path(folder: &Path, name: &str, taken: &HashSet<PathBuf>) -> Result<PathBuf> {
+    fs::create_dir_all(folder).map_err(|error| folder_error(folder, &error))?;
     let is_free = |path: &PathBuf| !taken.contains(path) && is_absent(path);
     (1..=MAX_NAMES)
         .map(|n| folder.join(filename::numbered(name, n)))
         .find(is_free)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::AlreadyExists, "every name is taken"))
+        .ok_or_else(|| {
+            let folder = folder.display();
+            let what = format!(
+                "{folder} has {MAX_NAMES} files named as {name:?}: move some of them away, or choose \
+                 another saveTo, then resume"
+            );
+            Error::new(ErrorCode::Io, what)
+        })
 }
 
 /// Moves `part` to `path`. Afterwards both the file and its name are on disk. Fails with
@@ -179,6 +183,57 @@ pub(super) fn sync_folder(_folder: &Path) -> io::Result<()> {
     Ok(()) // there is no such call; NTFS journals the name
 }
 
+/// Makes the folder that a book is to go to, and looks whether files can be made there: the book is not to be
+/// fetched first.
+pub(super) fn prepare(folder: &Path) -> Result<()> {
+    let can_write = fs::create_dir_all(folder).and_then(|()| check_access(folder));
+    can_write.map_err(|error| folder_error(folder, &error))?;
+    // What counts no blocks may take no files either, as what the system shows of itself.
+    if fs4::total_space(folder).is_ok_and(|size| size > 0) {
+        return Ok(());
+    }
+    let probe = folder.join(format!(".{}.part", z32::encode(&crate::crypto::random::<16>())));
+    let probed = File::create_new(&probe).and_then(|_| fs::remove_file(&probe));
+    probed.map_err(|error| folder_error(folder, &error))
+}
+
+/// Whether files may be made in `folder`, as far as that can be told without making one.
+#[cfg(unix)]
+fn check_access(folder: &Path) -> io::Result<()> {
+    use rustix::fs::{Access, access};
+    Ok(access(folder, Access::WRITE_OK | Access::EXEC_OK)?)
+}
+
+#[cfg(not(unix))]
+fn check_access(_folder: &Path) -> io::Result<()> {
+    Ok(()) // there it is a matter of lists and rights; making the file will tell
+}
+
+/// Why books cannot go to `folder`, and what to do about it.
+fn folder_error(folder: &Path, error: &io::Error) -> Error {
+    use io::ErrorKind;
+    let code = Error::from(io::Error::from(error.kind())).code;
+    if code == ErrorCode::DiskFull {
+        let folder = folder.display();
+        let what = format!("the disk that holds {folder} is full: make room on it, then resume");
+        return Error::new(code, what);
+    }
+    let why = match error.kind() {
+        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => "a file is where a folder should be",
+        ErrorKind::PermissionDenied => "this program may not write there",
+        ErrorKind::ReadOnlyFilesystem => "the disk can only be read",
+        _ => "the system refused it",
+    };
+    let folder = folder.display();
+    Error::new(
+        code,
+        format!(
+            "the book cannot be saved in {folder}: {why} ({error}). See to it that the folder exists and \
+             can be written to, or request the book again with another saveTo"
+        ),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,6 +295,40 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "book");
         assert!(!part.exists());
         assert_eq!(fs::read_dir(there.path()).unwrap().count(), 1);
+    }
+
+    /// Whatever stands where the folder should be, it is not said that the disk is full.
+    #[test]
+    fn a_folder_that_cannot_be_made_is_named_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let in_the_way = dir.path().join("file");
+        file(&in_the_way, "x");
+        let mut folders = vec![in_the_way.clone(), in_the_way.join("books")];
+        let system = ["/proc/books", "/proc/self", "/dev/null/books", "/sys/books"];
+        folders.extend(
+            system
+                .map(PathBuf::from)
+                .into_iter()
+                .filter(|it| it.ancestors().nth(1).is_some_and(Path::exists)),
+        );
+        for folder in folders {
+            let refused = prepare(&folder).unwrap_err();
+            assert_eq!(refused.code, ErrorCode::Io, "{refused}");
+            let names_it = refused.message.contains(&folder.display().to_string());
+            assert!(names_it && refused.message.contains("saveTo"), "{refused}");
+            assert!(!refused.message.contains("full"), "{refused}");
+        }
+        let refused = free_path(&in_the_way, "a.epub", &HashSet::new()).unwrap_err();
+        assert!(refused.message.contains("a file is where a folder should be"), "{refused}");
+    }
+
+    #[test]
+    fn a_folder_is_made_and_nothing_is_left_of_looking() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("a").join("b");
+        prepare(&folder).unwrap();
+        assert!(folder.is_dir());
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
     }
 
     #[test]

@@ -285,6 +285,7 @@ impl Engine {
         let (folder, _) = self.target(record);
         let missing = book.byte_length.saturating_sub(here);
         let incoming = part.parent().unwrap_or(&part);
+        landing::prepare(&folder)?;
         self.space.reserve(&[(incoming, missing), (&folder, book.byte_length)])
     }
 

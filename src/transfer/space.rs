@@ -38,17 +38,19 @@ impl Space {
     /// `ERR_DISK_FULL`, and then nothing is reserved.
     pub(super) fn reserve(&self, folders: &[(&Path, u64)]) -> Result<Reservation> {
         let mut disks: Vec<(Disk, u64, Option<u64>)> = Vec::new();
-        for (folder, bytes) in folders {
-            let Some(folder) = folder.ancestors().find(|path| path.is_dir()) else { continue };
+        let mut names = Vec::new();
+        for (wanted, bytes) in folders {
+            let Some(folder) = wanted.ancestors().find(|path| path.is_dir()) else { continue };
             let disk = Disk::of(folder);
             if disks.iter().all(|(known, ..)| *known != disk) {
                 // When the question cannot be asked, writing will tell.
                 disks.push((disk, *bytes, free_on(folder)));
+                names.push(wanted.display());
             }
         }
         let mut reservation = Reservation { space: self.clone(), parts: Vec::new() };
         let mut reserved = lock(&self.reserved);
-        for (disk, bytes, free) in &disks {
+        for ((disk, bytes, free), folder) in disks.iter().zip(names) {
             let promised = reserved.get(disk).copied().unwrap_or_default();
             let needed = promised.saturating_add(*bytes).saturating_add(MARGIN);
             if free.is_some_and(|free| free < needed) {
@@ -136,6 +138,7 @@ mod tests {
         let mut first = reserve(&space, free / 3 * 2).unwrap();
         let refused = reserve(&space, free / 3 * 2).err().unwrap();
         assert_eq!(refused.code, ErrorCode::DiskFull);
+        assert!(refused.message.contains(&dir.path().display().to_string()), "{refused}");
         first.shrink_to(10);
         let second = reserve(&space, free / 3 * 2).unwrap();
         drop((first, second));

@@ -1,5 +1,6 @@
 //! Books from server to server: granted, refused, queued, interrupted, resumed.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use alex_p2p::catalog::{Book, BookEntry};
@@ -369,20 +370,46 @@ async fn a_small_book_that_only_was_in_memory_is_fetched_again_after_a_crash() {
 async fn a_small_book_that_cannot_land_is_asked_for_again_though_the_sender_heard_it_is_whole() {
     let (a_disk, b_disk, a, b) = pair(Policy::AutoAccept, 1000).await;
     let _connection = connect(&a, &b).await;
-    // The folder that it is to go to is a file.
-    let folder = b_disk.path("shelf");
-    std::fs::write(&folder, "").unwrap();
+    // No file can have the name that it is to get.
+    let chosen = b_disk.path("shelf").join("mine.epub");
+    let too_long = chosen.with_file_name("x".repeat(300));
+    let request = |save_to: &Path| BookRequest {
+        peer: a.key.to_z32(),
+        book_id: "book".into(),
+        save_to: Some(save_to.to_owned()),
+    };
+    let transfer = b.transfers.request(request(&too_long)).await.unwrap();
+    assert_eq!(soon(transfer.done()).await.unwrap().state, State::Failed);
+    until_state(&a.only_transfer(), State::Completed).await;
+    let transfer = b.transfers.request(request(&chosen)).await.unwrap();
+    assert_eq!(soon(transfer.done()).await.unwrap().path.unwrap(), chosen);
+    assert_same(&chosen, &a_disk.path("original.epub"));
+    until_state(&a.only_transfer(), State::Completed).await;
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_made_is_said_before_the_book_is_fetched() {
+    let (a_disk, b_disk, a, b) = pair(Policy::AutoAccept, MIB).await;
+    let _connection = connect(&a, &b).await;
+    let file = b_disk.path("shelf");
+    std::fs::write(&file, "").unwrap();
+    let folder = file.join("books");
     let chosen = folder.join("mine.epub");
     let request =
         BookRequest { peer: a.key.to_z32(), book_id: "book".into(), save_to: Some(chosen.clone()) };
     let transfer = b.transfers.request(request).await.unwrap();
-    assert_eq!(soon(transfer.done()).await.unwrap().state, State::Failed);
-    until_state(&a.only_transfer(), State::Completed).await;
-    std::fs::remove_file(&folder).unwrap();
+    let failed = soon(transfer.done()).await.unwrap();
+    assert_eq!((failed.state, failed.error.as_deref()), (State::Failed, Some("ERR_IO")));
+    assert_eq!(failed.progress.bytes, 0);
+    let reason = failed.reason.unwrap();
+    assert!(reason.contains(folder.to_str().unwrap()) && reason.contains("saveTo"), "{reason}");
+    // The peer hears nothing of this disk.
+    let told = format!("{:?}", a.only_transfer().info());
+    assert!(!told.contains("shelf"), "{told}");
+    std::fs::remove_file(&file).unwrap();
     transfer.resume().await.unwrap();
     assert_eq!(soon(transfer.done()).await.unwrap().path.unwrap(), chosen);
     assert_same(&chosen, &a_disk.path("original.epub"));
-    until_state(&a.only_transfer(), State::Completed).await;
 }
 
 #[tokio::test]

@@ -97,10 +97,10 @@ async fn with_book(size: usize) -> (Disk, Server, Hash) {
     (disk, server, tree.key)
 }
 
-/// The discovery keys of what is stored.
+/// The keys of what is stored.
 fn stored(server: &Server) -> Vec<Hash> {
     let read = |c: &rusqlite::Connection| {
-        let mut statement = c.prepare("SELECT discovery_key FROM cores")?;
+        let mut statement = c.prepare("SELECT key FROM cores")?;
         let rows = statement.query_map([], |row| row.get(0))?;
         rows.collect::<Result<_, _>>().map_err(StoreError::from)
     };
@@ -188,7 +188,7 @@ async fn what_is_here_of_a_book_stays_when_a_feed_leads_to_its_core_and_away_aga
     transfer.pause().await.unwrap();
     until_state(&transfer, State::Paused).await;
     drop(connection);
-    assert!(stored(&server).contains(&discovery_key(&key)));
+    assert!(stored(&server).contains(&key));
 
     let claimant = Claimant::connect(&server).await;
     let mut opens = claimant.opens();
@@ -204,11 +204,11 @@ async fn what_is_here_of_a_book_stays_when_a_feed_leads_to_its_core_and_away_aga
     handle.close();
     server.catalog.set_feed(claimant.key(), key).await.unwrap();
     server.catalog.forget(claimant.key()).await.unwrap();
-    assert!(stored(&server).contains(&discovery_key(&key)));
+    assert!(stored(&server).contains(&key));
     // Nor does a start delete it.
     server.stop().await;
     let server = Server::start(&disk, Policy::AutoAccept).await;
-    assert!(stored(&server).contains(&discovery_key(&key)));
+    assert!(stored(&server).contains(&key));
 }
 
 #[tokio::test]
@@ -248,7 +248,7 @@ async fn nothing_is_left_of_a_removed_peer_after_a_crash_and_nothing_brings_it_b
     let (disk, server) = self::server().await;
     let connection = connect(&friend, &server).await;
     shows(&server, friend.key, |status| status.books == 1).await;
-    let feed = discovery_key(&friend.catalog.key());
+    let feed = friend.catalog.key();
     assert!(stored(&server).contains(&feed));
     // The peer is removed, and the process ends before anything else.
     let peer = friend.key;
@@ -283,7 +283,7 @@ async fn nothing_is_left_of_a_removed_peer_after_a_crash_and_nothing_brings_it_b
     // Its work has come to its end when this has.
     server.catalog.forget(gone).await.unwrap();
     assert_eq!(server.catalog.of(gone).status().unwrap(), None);
-    assert!(!stored(&server).contains(core.discovery_key()));
+    assert!(!stored(&server).contains(core.key()));
 }
 
 #[tokio::test]

@@ -1,11 +1,11 @@
 //! `CatalogFeed` and `PeerCatalog`: the books that servers offer.
 
 use napi::Env;
-use napi::bindgen_prelude::Unknown;
+use napi::bindgen_prelude::{Object, Unknown};
 use napi_derive::napi;
 use serde::de::DeserializeOwned;
 
-use super::argument::{is_missing, optional_boolean, property, string};
+use super::argument::{is_missing, optional_boolean, optional_string, property, string};
 use super::backup::progress;
 use super::book::{books, provider};
 use super::call::{Promised, call, on_disk};
@@ -13,7 +13,9 @@ use super::error::{Code, invalid};
 use super::json::{Json, UNDEFINED, from_js};
 use super::life::Life;
 use super::peer_manager::public_key;
-use crate::catalog::{self, Catalog, ListOptions, SearchOptions, VerifyOptions};
+use crate::catalog::{
+    self, Catalog, ListOptions, OnMissing, PublishOptions, SearchOptions, VerifyOptions,
+};
 use crate::error::Result;
 
 /// This server's catalog: the books that it offers to its peers, as a Hypercore that they follow live.
@@ -53,9 +55,10 @@ impl CatalogFeed {
     }
 
     /// Adds books, or describes them anew; only what changed is appended, all or nothing, and it is on
-    /// disk when the promise resolves. Rejects with `ERR_INVALID_ARGUMENT` when a book breaks a limit.
+    /// disk when the promise resolves. Rejects with `ERR_INVALID_ARGUMENT` when a book breaks a limit. Books
+    /// whose file is not there are named in the result, and published as the options say.
     #[napi(
-        ts_args_type = "books: Book[], options?: WaitOptions",
+        ts_args_type = "books: Book[], options?: PublishOptions",
         ts_return_type = "Promise<CatalogChanges>"
     )]
     pub fn publish<'env>(
@@ -65,9 +68,9 @@ impl CatalogFeed {
         options: Option<Unknown<'env>>,
     ) -> Promised<'env> {
         let catalog = self.catalog.clone();
-        call(env, &self.life, options, |_| {
-            let list = books(env, list)?;
-            Ok(async move { Json::new(&catalog.publish(list).await?) })
+        call(env, &self.life, options, |options| {
+            let (list, options) = (books(env, list)?, publish_options(options)?);
+            Ok(async move { Json::new(&catalog.publish_with(list, options).await?) })
         })
     }
 
@@ -90,9 +93,10 @@ impl CatalogFeed {
     }
 
     /// Makes the catalog exactly these books: appends what is new or changed, removes what is missing,
-    /// leaves the rest alone. Cheap when little changed: call it at every start with the whole library.
+    /// leaves the rest alone. Cheap when little changed: call it at every start with the whole library. Books
+    /// whose file is not there are named in the result, and stay on the catalog or not as the options say.
     #[napi(
-        ts_args_type = "books: Book[], options?: WaitOptions",
+        ts_args_type = "books: Book[], options?: PublishOptions",
         ts_return_type = "Promise<CatalogChanges>"
     )]
     pub fn sync<'env>(
@@ -102,9 +106,9 @@ impl CatalogFeed {
         options: Option<Unknown<'env>>,
     ) -> Promised<'env> {
         let catalog = self.catalog.clone();
-        call(env, &self.life, options, |_| {
-            let list = books(env, list)?;
-            Ok(async move { Json::new(&catalog.sync(list).await?) })
+        call(env, &self.life, options, |options| {
+            let (list, options) = (books(env, list)?, publish_options(options)?);
+            Ok(async move { Json::new(&catalog.sync_with(list, options).await?) })
         })
     }
 
@@ -277,6 +281,19 @@ impl PeerCatalog {
         let catalog = self.catalog.clone();
         call(env, &self.life, options, |_| Ok(on_disk(move || Json::new(&catalog.status()?))))
     }
+}
+
+fn publish_options(options: Option<Object<'_>>) -> Result<PublishOptions> {
+    let missing = match &options {
+        Some(options) => optional_string(property(options, "missing")?, "missing")?,
+        None => None,
+    };
+    let missing = match missing.as_deref() {
+        None | Some("publish") => OnMissing::Publish,
+        Some("skip") => OnMissing::Skip,
+        Some(_) => return Err(invalid("missing must be 'publish' or 'skip'")),
+    };
+    Ok(PublishOptions { missing })
 }
 
 fn list_options(env: &Env, options: Option<Unknown<'_>>) -> Result<ListOptions> {

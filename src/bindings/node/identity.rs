@@ -83,7 +83,8 @@ impl Identity {
         Ok(identity::Identity::verify(&key, &message, &signature))
     }
 
-    /// Reads a key that a person typed or pasted, as z32, hex or an invite link: the key as z32, and the
+    /// Reads the one key in what a person typed or pasted, as z32, hex, or in an invite, `hyper://` or
+    /// `pear://` link; also broken over lines, in quotes, or in a sentence. Gives the key as z32, and the
     /// nickname that the link suggests. Throws `ERR_INVALID_KEY` with what is wrong.
     #[napi(ts_args_type = "text: string", ts_return_type = "ParsedKey")]
     pub fn parse(text: Unknown<'_>) -> napi::Result<Json, Code> {

@@ -376,6 +376,34 @@ export interface CatalogChanges {
   removed: number
   /** Left alone. */
   unchanged: number
+  /** Books whose file is not there, or is no book: the first 100 of them. Absent when all are there. */
+  missing?: MissingBook[]
+  /** How many these are in all. Absent when all are there. */
+  missingCount?: number
+}
+
+/** A book whose file is not there, or cannot be sent as it is. */
+export interface MissingBook {
+  /** Its id. */
+  id: string
+  /** Where it stands in the array that was given, from 0. */
+  index: number
+  /** Where its file should be. */
+  path: string
+  /** `ERR_NOT_FOUND`, or `ERR_IO` for what is there and is no file with a book in it, or cannot be looked at. */
+  code: 'ERR_NOT_FOUND' | 'ERR_IO'
+  /** What is wrong, and what to do. */
+  message: string
+}
+
+/** How to publish. */
+export interface PublishOptions extends WaitOptions {
+  /**
+   * What to do with books whose `source` is a path at which there is no book. `publish` (the default): they are
+   * published as the others, because the disk may be back tomorrow; requests for them are answered `unavailable`
+   * until then. `skip`: they are left out as if they had not been given, so that `sync` takes them off.
+   */
+  missing?: 'publish' | 'skip'
 }
 
 /** The order of books. */
@@ -668,7 +696,11 @@ export interface TransferRequest extends WaitOptions {
   peer: string
   /** The book's id in its catalog. */
   bookId: string
-  /** Where the file goes: a folder, or a full path. `<dataDir>/books` when left out. */
+  /**
+   * Where the file goes: a folder, or a full path. `<dataDir>/books` when left out. In a folder it is named after
+   * title and author, with an ending that books have, or `.book` for any other format. A folder is made when it is
+   * not there; one that cannot be made fails the transfer with `ERR_IO` before anything is fetched.
+   */
   saveTo?: string
 }
 

@@ -59,7 +59,10 @@ impl Rpc {
         let mut last = SystemTime::now();
         loop {
             tokio::select! {
-                _ = drain.tick() => self.io.drain(),
+                _ = drain.tick() => {
+                    self.io.drain();
+                    self.forget_waiting();
+                }
                 _ = ticks.tick() => {
                     let now = SystemTime::now();
                     let slept = now.duration_since(last).is_ok_and(|pause| pause > SLEPT);

@@ -2,8 +2,11 @@
 //!
 //! [`Rpc`] owns the sockets and the routing table, answers the commands of this layer by itself, and
 //! hands all others to the layer above through [`Rpc::receive`]. The parts that decide anything are
-//! without sockets or clock: [`table`], [`search`], [`caution`], [`nat`], [`congestion`], [`token`].
+//! without sockets or clock: [`table`], [`search`], [`caution`], [`nat`], [`congestion`], [`token`],
+//! [`address_validation`].
 
+pub(crate) mod address_validation;
+mod answer;
 pub(crate) mod bootstrap;
 mod caution;
 mod closest;
@@ -28,11 +31,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::address_validation::AddressValidation;
+pub(crate) use self::answer::Answer;
+use self::answer::LongAnswer;
 use self::io::{Attempts, Io, Reply, RequestError};
 use self::message::{NodeId, Request, Token, wire_address};
 use self::nat::{NatSampler, NatView};
 use self::socket::{Socket, SocketKind};
-use self::table::{K, RoutingTable, TableNode, Tick};
+use self::table::{RoutingTable, TableNode, Tick};
 use super::cache::ExpiringMap;
 use super::options::BootstrapNode;
 use super::tuning::Tuning;
@@ -119,6 +125,7 @@ pub(crate) struct Rpc {
     pub io: Io,
     pub options: RpcOptions,
     pub state: Mutex<State>,
+    validation: Mutex<AddressValidation<LongAnswer>>,
     /// Turns true once the first queries are over.
     pub ready: watch::Sender<bool>,
     /// Counts changes of our address or reachability.
@@ -131,21 +138,12 @@ pub(crate) struct Rpc {
 #[derive(Clone)]
 pub(crate) struct Incoming {
     pub request: Request,
+    /// Bytes of the packet.
+    pub size: usize,
     /// Where it came from, canonical.
     pub from: SocketAddr,
     /// The socket on which it arrived, and through which the answer goes.
     pub socket: Socket,
-}
-
-/// What to answer.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Answer {
-    pub error: u64,
-    pub value: Option<Bytes>,
-    /// Whether to give the other side a token.
-    pub token: bool,
-    /// Whether to name nodes closer to the target.
-    pub closer_nodes: bool,
 }
 
 impl Rpc {
@@ -183,6 +181,7 @@ impl Rpc {
             io: Io::new(server, client, options.tuning.request_timeout),
             options,
             state: Mutex::new(state),
+            validation: Mutex::new(AddressValidation::new()),
             ready: watch::Sender::new(false),
             network_changes: watch::Sender::new(0),
             cancel: CancellationToken::new(),
@@ -301,30 +300,6 @@ impl Rpc {
             .encode()
         };
         self.io.exchange(socket, to, attempts, encode, on_slow).await
-    }
-
-    /// Answers a request, through the socket on which it came.
-    pub(crate) fn answer(&self, incoming: &Incoming, answer: Answer) {
-        self.answer_to(incoming, incoming.from, answer);
-    }
-
-    /// [`Rpc::answer`] to another address than the request came from.
-    pub(crate) fn answer_to(&self, incoming: &Incoming, to: SocketAddr, answer: Answer) {
-        let target = incoming.request.target.filter(|_| answer.closer_nodes);
-        let closer_nodes = target.map_or_else(Vec::new, |target| {
-            let state = lock(&self.state);
-            state.table.closest(&target, K).iter().map(|node| node.address).collect()
-        });
-        let response = message::Response {
-            tid: incoming.request.tid,
-            to: Some(wire_address(to)),
-            id: self.id_on(&incoming.socket),
-            token: answer.token.then(|| self.io.issue_token(to)),
-            closer_nodes,
-            error: answer.error,
-            value: answer.value,
-        };
-        incoming.socket.send(&response.encode(), to);
     }
 
     /// Sends the same command on to `to` with another value, under the same transaction id.

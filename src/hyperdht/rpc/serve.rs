@@ -55,12 +55,19 @@ impl Rpc {
         }
         match Message::decode(&datagram.payload) {
             Ok(Message::Response(response)) => {
-                if let Some(reply) = self.io.on_response(socket.kind, from, response) {
-                    self.heard_from(socket.kind, from, reply.id, reply.to);
+                let tid = response.tid;
+                match self.io.on_response(socket.kind, from, response) {
+                    Some(reply) => {
+                        self.on_proof(from);
+                        self.heard_from(socket.kind, from, reply.id, reply.to);
+                    }
+                    None => self.on_other_response(from, tid),
                 }
                 None
             }
-            Ok(Message::Request(request)) => self.on_request(socket, from, request),
+            Ok(Message::Request(request)) => {
+                self.on_request(socket, from, datagram.payload.len(), request)
+            }
             Err(error) => {
                 tracing::trace!(%from, %error, "a packet that is none of ours");
                 None
@@ -72,13 +79,14 @@ impl Rpc {
         self: &Arc<Self>,
         socket: &Socket,
         from: SocketAddr,
+        size: usize,
         request: Request,
     ) -> Option<Incoming> {
         if !self.admits_request(from) {
             tracing::trace!(%from, "a host that asks too much");
             return None;
         }
-        let incoming = Incoming { request, from, socket: socket.clone() };
+        let incoming = Incoming { request, size, from, socket: socket.clone() };
         let request = &incoming.request;
         if request.token.is_some_and(|token| !self.io.accepts_token(from, &token)) {
             let closer_nodes = request.target.is_some();
@@ -87,6 +95,9 @@ impl Rpc {
                 Answer { error: INVALID_TOKEN, token: true, closer_nodes, value: None },
             );
             return None;
+        }
+        if request.token.is_some() {
+            self.on_proof(from);
         }
         let id = validated_id(request.id, from);
         if id.is_some() {
@@ -99,8 +110,8 @@ impl Rpc {
         Some(incoming)
     }
 
-    /// Whether this host may ask once more: a lookup's answer is longer than its request, and whoever
-    /// sends under the name of another would make us flood it. This machine may ask as it likes.
+    /// Whether this host may ask once more: answers are longer than questions, and whoever sends under the
+    /// name of another would make us flood it. This machine may ask as it likes.
     fn admits_request(&self, from: SocketAddr) -> bool {
         if from.ip().is_loopback() {
             return true;

@@ -1,9 +1,9 @@
 //! Tokens: proof that a node receives at the address from which it sends (`dht-rpc` `lib/io.js`).
 //!
 //! A token is a hash of the sender's host keyed by a secret. Secrets rotate every 7.5 s, and the
-//! previous one is still accepted.
+//! previous one is still accepted. The transaction ids of pings that ask for such a proof are made alike.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::message::Token;
 use crate::crypto;
@@ -35,6 +35,16 @@ impl TokenSecrets {
             || token(&self.previous, host) == *token_of_peer
     }
 
+    /// The transaction id of a ping that only whoever receives at `address` can answer.
+    pub(crate) fn ping_id(&self, address: SocketAddr) -> u16 {
+        ping_id(&self.current, address)
+    }
+
+    /// Whether `tid` was that of a ping to `address` within the last 7.5 to 15 s.
+    pub(crate) fn accepts_ping_id(&self, address: SocketAddr, tid: u16) -> bool {
+        ping_id(&self.current, address) == tid || ping_id(&self.previous, address) == tid
+    }
+
     /// 750 ms passed.
     pub(crate) fn tick(&mut self) {
         self.ticks += 1;
@@ -47,6 +57,13 @@ impl TokenSecrets {
 
 fn token(secret: &[u8; 32], host: IpAddr) -> Token {
     crypto::keyed_hash(secret, &[host.to_canonical().to_string().as_bytes()])
+}
+
+fn ping_id(secret: &[u8; 32], address: SocketAddr) -> u16 {
+    let host = address.ip().to_canonical().to_string();
+    let port = address.port().to_le_bytes();
+    let [low, high, ..] = crypto::keyed_hash(secret, &[host.as_bytes(), &port]);
+    u16::from_le_bytes([low, high])
 }
 
 #[cfg(test)]
