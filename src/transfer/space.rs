@@ -59,7 +59,8 @@ impl Space {
                     promised => format!(" beside {promised} for other books"),
                 };
                 let message = format!(
-                    "the disk has no room for {bytes} bytes{others}; make room, then resume"
+                    "the disk that holds {folder} has no room for {bytes} bytes{others}: make room on it, \
+                     then resume"
                 );
                 return Err(Error::new(ErrorCode::DiskFull, message));
             }
