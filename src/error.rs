@@ -75,11 +75,19 @@ codes! {
     Network = 53, "ERR_NETWORK";
     /// The node was restored, and its catalog may be longer elsewhere: nothing is published yet.
     FeedUnconfirmed = 54, "ERR_FEED_UNCONFIRMED";
+    /// Another program holds the database.
+    Busy = 55, "ERR_BUSY";
     /// A defect of this library.
     Internal = 90, "ERR_INTERNAL";
 }
 
 impl ErrorCode {
+    /// Whether the disk, or who else uses it, is the cause: the same may work when that has changed, and nothing is
+    /// wrong with what was asked.
+    pub(crate) const fn is_disk(self) -> bool {
+        matches!(self, Self::DiskFull | Self::Io | Self::Busy)
+    }
+
     /// Reads what [`ErrorCode::as_str`] wrote.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
@@ -121,6 +129,9 @@ impl Error {
             ErrorCode::Io => format!(
                 "the disk could not be read or written: see whether it is whole and there, then try \
                  again ({what})"
+            ),
+            ErrorCode::Busy => format!(
+                "another program holds the node's database: let it finish, or end it, then try again ({what})"
             ),
             _ => what.to_string(),
         };

@@ -13,7 +13,7 @@ use super::latest::Latest;
 use super::proof::{Finding, examine, has_room};
 use super::{CatalogError, CatalogOptions, Inner};
 use crate::crypto::PublicKey;
-use crate::error::{Error, ErrorCode};
+use crate::error::Error;
 use crate::hypercore::Manifest;
 use crate::hypercore::replicator::PeerFilter;
 
@@ -114,7 +114,7 @@ async fn follow(
             Err(error) => Error::from(error),
         };
         tracing::warn!(peer = peer.short(), %error, "a peer's feed is not followed");
-        let is_full = matches!(error.code, ErrorCode::DiskFull | ErrorCode::Io);
+        let is_full = error.code.is_disk();
         if is_full && !std::mem::replace(&mut was_refused, true) {
             let peer = peer.to_z32();
             let message = format!("the catalog of the server {peer} is not saved: {error}");

@@ -55,7 +55,7 @@ pub(crate) async fn salvage(
 
 /// What a disk did stays what it is; anything else says that the backup is not ours.
 fn unproven(error: &Error) -> Error {
-    if matches!(error.code, ErrorCode::DiskFull | ErrorCode::Io) {
+    if error.code.is_disk() {
         return error.clone();
     }
     let message = format!(

@@ -87,6 +87,7 @@ impl From<CoreError> for Error {
                 StorageErrorKind::Full => ErrorCode::DiskFull,
                 StorageErrorKind::Corrupt => ErrorCode::Corrupt,
                 StorageErrorKind::Io => ErrorCode::Io,
+                StorageErrorKind::Busy => ErrorCode::Busy,
                 StorageErrorKind::Closed => return Self::closed(),
                 StorageErrorKind::AlreadyOpen => ErrorCode::InvalidState,
                 StorageErrorKind::Other => ErrorCode::Internal,

@@ -39,6 +39,8 @@ pub enum StorageErrorKind {
     Corrupt,
     /// The operating system failed to read or write.
     Io,
+    /// Another program holds the storage.
+    Busy,
     /// The storage was closed.
     Closed,
     /// The core is open already.

@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::catalog::Catalog;
 use crate::crypto::PublicKey;
-use crate::error::{ErrorCode, Result};
+use crate::error::Result;
 use crate::events::{EventKind, Events};
 use crate::peers::Peers;
 use crate::sync::lock;
@@ -86,7 +86,7 @@ impl Learner {
                 tracing::warn!(peer = peer.short(), %error, "what a peer says was not learned");
             }
             match outcome {
-                Err(error) if matches!(error.code, ErrorCode::DiskFull | ErrorCode::Io) => {
+                Err(error) if error.code.is_disk() => {
                     if !std::mem::replace(&mut was_refused, true) {
                         let peer = peer.to_z32();
                         let why = format!("what the server {peer} shares is not saved: {error}");

@@ -72,6 +72,7 @@ impl From<StoreError> for StorageError {
             ErrorCode::DiskFull => StorageErrorKind::Full,
             ErrorCode::Corrupt => StorageErrorKind::Corrupt,
             ErrorCode::Io => StorageErrorKind::Io,
+            ErrorCode::Busy => StorageErrorKind::Busy,
             ErrorCode::Closed => StorageErrorKind::Closed,
             _ => StorageErrorKind::Other,
         };

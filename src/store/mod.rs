@@ -85,6 +85,7 @@ impl From<StoreError> for Error {
             StoreError::TooNew { .. } | StoreError::ForeignSchema { .. } => ErrorCode::Corrupt,
             StoreError::Sqlite(rusqlite::Error::SqliteFailure(failure, _)) => match failure.code {
                 SqliteCode::DiskFull => ErrorCode::DiskFull,
+                SqliteCode::DatabaseBusy | SqliteCode::DatabaseLocked => ErrorCode::Busy,
                 SqliteCode::DatabaseCorrupt | SqliteCode::NotADatabase => ErrorCode::Corrupt,
                 SqliteCode::SystemIoFailure | SqliteCode::CannotOpen | SqliteCode::ReadOnly => {
                     ErrorCode::Io

@@ -15,6 +15,7 @@ use super::live::{Job, Live};
 use super::message::BookCore;
 use super::part::Part;
 use super::progress::Meter;
+use super::receiving::RETRY;
 use super::record::Record;
 use super::state::{Incoming, State};
 use crate::crypto::PublicKey;
@@ -34,13 +35,25 @@ enum End {
     Broke(Error),
 }
 
+fn is_busy(end: &Result<End>) -> bool {
+    matches!(end, Ok(End::Broke(error)) | Err(error) if error.code == ErrorCode::Busy)
+}
+
 impl Engine {
     /// Fetches the book of a transfer whose core was granted.
     pub(super) fn spawn_download(self: &Arc<Self>, live: &Arc<Live>, record: &Record) {
         let Some(book) = record.core else { return };
         let peer = record.peer;
         self.start_job(live, move |engine, live, stop| async move {
-            let end = engine.download(&live, peer, book, &stop).await;
+            let mut end = engine.download(&live, peer, book, &stop).await;
+            // Another program that holds the database lets go of it some time; what was verified is there.
+            while is_busy(&end) {
+                tracing::warn!(transfer = live.id, "another program holds the database");
+                if stop.run_until_cancelled(tokio::time::sleep(RETRY)).await.is_none() {
+                    return;
+                }
+                end = engine.download(&live, peer, book, &stop).await;
+            }
             match end {
                 Ok(End::Whole) => {
                     engine.incoming_end(&live, Incoming::AllBlocks, None, &stop).await;

@@ -39,7 +39,7 @@ impl Engine {
             Err(error) => error,
         };
         tracing::warn!(peer = peer.short(), %error, "a request could not be answered");
-        let is_disk = matches!(error.code, ErrorCode::DiskFull | ErrorCode::Io);
+        let is_disk = error.code.is_disk();
         let (status, reason) = match is_disk {
             true => (Status::Pending, "its disk failed"),
             false => (Status::Unavailable, "internal error"),
@@ -168,7 +168,7 @@ fn words_for_peer(record: &Record) -> Option<String> {
         (State::Failed, Some(ErrorCode::LimitExceeded)) => {
             "the book is larger than books may be there"
         }
-        (State::Failed, Some(ErrorCode::DiskFull | ErrorCode::Io)) => "its disk failed",
+        (State::Failed, Some(error)) if error.is_disk() => "its disk failed",
         (State::Failed, Some(ErrorCode::NotFound)) => "the book is not in the catalog any more",
         (State::Failed, _) => "the sender does not have the book's bytes now",
         _ => return record.reason.clone(),

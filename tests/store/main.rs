@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod backups;
+mod busy;
 mod damage;
 #[path = "../simulation/dice.rs"]
 #[allow(dead_code)] // the simulator throws them in more ways
