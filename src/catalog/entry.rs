@@ -139,7 +139,7 @@ fn parse(block: &[u8]) -> Result<Fields, EntryError> {
     if deeper_than(block, MAX_DEPTH) {
         return Err(EntryError::NotAnObject);
     }
-    serde_json::from_slice(block).map_err(|_| EntryError::NotAnObject)
+    serde_json::from_slice(&text::well_formed(block)).map_err(|_| EntryError::NotAnObject)
 }
 
 /// Whether brackets outside of strings nest deeper than `limit`, without parsing.

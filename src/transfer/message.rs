@@ -4,6 +4,7 @@
 //! [`Cancel`], 3 [`Done`]. Unknown fields and kinds are ignored, so that versions can differ;
 //! `docs/protocol.md` is the description for other implementations.
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::crypto::PublicKey;
@@ -283,11 +284,11 @@ fn check_id(id: &str) -> Result<(), MessageError> {
     Ok(())
 }
 
-fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &'static str) -> Result<T, MessageError> {
+fn parse<T: DeserializeOwned>(bytes: &[u8], what: &'static str) -> Result<T, MessageError> {
     if bytes.len() > MAX_MESSAGE_BYTES {
         return Err(MessageError::TooLong(bytes.len()));
     }
-    serde_json::from_slice(bytes).map_err(|_| MessageError::Invalid(what))
+    serde_json::from_slice(&text::well_formed(bytes)).map_err(|_| MessageError::Invalid(what))
 }
 
 fn json<T: Serialize>(value: &T) -> Vec<u8> {

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::error::invalid;
 use crate::error::{Error, ErrorCode, Result};
+use crate::text::well_formed;
 
 /// A Rust value on its way to JavaScript, as text. Make it off the JavaScript thread.
 #[derive(Debug)]
@@ -41,7 +42,7 @@ pub fn from_js<T: DeserializeOwned>(env: &Env, value: Unknown<'_>, name: &str) -
     let text = stringify(env, value)
         .map_err(|error| invalid(format!("{name} cannot be used: {}", error.reason)))?
         .ok_or_else(|| invalid(format!("{name} is missing")))?;
-    serde_json::from_str(&text).map_err(|error| {
+    serde_json::from_slice(&well_formed(text.as_bytes())).map_err(|error| {
         // "at line 1 column 12" is about text that the caller never saw.
         let text = error.to_string();
         let message = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
