@@ -50,6 +50,7 @@ export type ErrorCode =
   | 'ERR_NETWORK'
   /** The node was restored, and its catalog may be longer elsewhere: nothing is published yet. */
   | 'ERR_FEED_UNCONFIRMED'
+  | 'ERR_BUSY'
   /** A defect of this library; please report it. */
   | 'ERR_INTERNAL'
 

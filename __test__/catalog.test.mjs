@@ -262,3 +262,18 @@ test('what is found is counted by format, language and peer, exactly', async (t)
   const french = await b.catalog.search({ query: 'volume', languages: ['fr'], formats: ['epub'] })
   assert.deepEqual([french.total, french.facets.formats], [100, { epub: 100 }])
 })
+
+test('a text that was cut in the middle of an emoji is published with a replacement, and finds its reader', async (t) => {
+  const network = await testnet(t)
+  const [writer, reader] = [await openNode(t, network), await openNode(t, network)]
+  await pair(writer, reader)
+  const cut = 'Shelf ' + '📚'.slice(0, 1)
+  const { added } = await writer.catalog.sync([
+    { id: '1', title: cut, author: 'Ann', format: 'epub' },
+    { id: '2', title: 'Whole 📚', author: 'Ann', format: 'epub' }
+  ], { missing: 'publish' })
+  assert.equal(added, 2)
+  await offered(reader, writer.identity.publicKey, 2)
+  const { books: found } = await reader.catalog.of(writer.identity.publicKey).list({ search: 'ann' })
+  assert.deepEqual(found.map(({ title }) => title).sort(), [cut.toWellFormed?.() ?? 'Shelf \ufffd', 'Whole 📚'])
+})
