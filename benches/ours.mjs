@@ -19,9 +19,9 @@ export class Worker {
     return this.net.bootstrap
   }
 
-  async open({ bootstrap, name }) {
+  async open({ bootstrap, name, dataDir = join(this.#directory, name) }) {
     this.node = await P2PNode.open({
-      dataDir: join(this.#directory, name),
+      dataDir,
       bootstrap,
       host: '127.0.0.1',
       port: 0,
@@ -43,6 +43,25 @@ export class Worker {
 
   async close() {
     await this.node.close()
+  }
+
+  /** Publishes books of ids and paths; gives the feed. */
+  async offer({ sources }) {
+    const book = ([id, source]) => ({ id, title: `The book ${id}`, format: 'epub', source })
+    await this.node.catalog.publish(Object.entries(sources).map(book))
+    return { feedKey: this.node.catalog.key, feedLength: this.node.catalog.length }
+  }
+
+  /** Blocks a peer; how long until the call returned, and until its connection was gone here (ms). */
+  async block({ key }) {
+    const isOnline = async () => (await this.node.peers.get(key))?.isOnline ?? false
+    const wasOnline = await isOnline()
+    const at = Date.now()
+    const start = performance.now()
+    await this.node.peers.block(key)
+    const returned = performance.now() - start
+    while (await isOnline()) await new Promise((resolve) => setTimeout(resolve, 1))
+    return { at, returned, gone: performance.now() - start, wasOnline }
   }
 
   async publish({ count }) {

@@ -5,6 +5,7 @@
 //   npm run bench -- idle-rss --json           as JSON lines
 //   npm run bench -- --runs 5                  more runs (3 are the least)
 //   npm run bench -- links                     streams over emulated links (needs root); or `streams`
+//   npm run bench -- floods                    approved peers that attack; FLOODS=hellos,knocks only these kinds
 //
 // Each side runs in processes of its own on a testnet of its own kind; the sides alternate, and a row
 // shows the median of the runs. A ratio above 1 means that ours is better.
@@ -14,12 +15,13 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { buildIfNeeded } from '../scripts/build.mjs'
 import { requirePackages } from '../scripts/toolchain.mjs'
+import { floods } from './floods.mjs'
 import { links } from './links.mjs'
 import { groups as others } from './rows.mjs'
 import { Side } from './side.mjs'
 import { streams } from './streams.mjs'
 
-const groups = [...others, ...streams, ...links]
+const groups = [...others, ...streams, ...links, ...floods]
 const rows = groups.flatMap((group) => group.rows.map((row) => ({ ...row, group })))
 const { ids, json, runs } = readArguments(process.argv.slice(2))
 

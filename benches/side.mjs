@@ -16,10 +16,10 @@ export class Side {
     this.directory = directory
   }
 
-  /** Starts a process; each method of ours.mjs or javascript.mjs is a method of what this gives. */
-  async start() {
+  /** Starts a process; each method of ours.mjs or javascript.mjs (or of `script`) is a method of what this gives. */
+  async start(script = 'worker.mjs') {
     const directory = await mkdtemp(join(this.directory, 'node-'))
-    const child = fork(fileURLToPath(new URL('worker.mjs', import.meta.url)), [this.kind, directory])
+    const child = fork(fileURLToPath(new URL(script, import.meta.url)), [this.kind, directory])
     const waiting = new Map()
     let last = 0
     child.on('message', ({ id, value, error }) => {
@@ -45,7 +45,7 @@ export class Side {
       })
     }
     const proxy = new Proxy(
-      {},
+      { pid: child.pid },
       {
         get: (own, name) => {
           if (name in own || name === 'then') return own[name]
@@ -53,8 +53,15 @@ export class Side {
         }
       }
     )
-    this.#processes.push({ child, ended })
+    this.#processes.push({ child, ended, proxy })
     return proxy
+  }
+
+  /** Ends one process. */
+  async stop(process) {
+    const { child, ended } = this.#processes.find(({ proxy }) => proxy === process)
+    child.kill('SIGKILL')
+    await ended
   }
 
   /** Starts a DHT of this side's own kind in a process of its own. */
