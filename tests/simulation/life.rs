@@ -166,3 +166,17 @@ fn a_stream_let_go_without_an_end_resets_the_other_side() {
     assert!(pair.run(Duration::from_millis(200), Pair::both_closed));
     assert_eq!(pair.sides[1].machine.closed(), Some(CloseReason::Reset));
 }
+
+#[test]
+fn a_stream_let_go_holds_nothing_of_what_was_never_read() {
+    let mut pair = Pair::connected(4, Link::default()).stays_open();
+    pair.sides[1].reads = false;
+    pair.sides[0].to_write = bytes(100_000);
+    pair.run(Duration::from_secs(1), |pair| pair.sides[1].machine.available() > 30_000);
+    let now = pair.now;
+    pair.sides[1].machine.detach(now);
+    assert_eq!(pair.sides[1].machine.available(), 0);
+    assert!(pair.run(Duration::from_millis(500), Pair::both_closed));
+    assert_eq!(pair.sides[1].machine.available(), 0);
+    assert_eq!(pair.sides[0].machine.closed(), Some(CloseReason::Reset));
+}

@@ -1,15 +1,12 @@
 //! Another program that holds the database for longer than anybody waits.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use alex_p2p::error::ErrorCode;
 use alex_p2p::transfer::{Policy, State};
 
 use crate::book;
 use crate::support::{Disk, Server, connect_slow, soon, until};
-
-/// Longer than a call waits for the database.
-const HELD: Duration = Duration::from_secs(13);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_held_database_is_named_and_a_transfer_outlives_it() {
@@ -23,18 +20,20 @@ async fn a_held_database_is_named_and_a_transfer_outlives_it() {
 
     let path = receivers.path("p2p.db");
     let (held, is_held) = tokio::sync::oneshot::channel();
+    let (let_go, is_let_go) = std::sync::mpsc::channel::<()>();
     let holder = std::thread::spawn(move || {
         let other = rusqlite::Connection::open(path).unwrap();
         other.busy_timeout(Duration::from_secs(30)).unwrap();
         other.execute_batch("BEGIN IMMEDIATE").unwrap();
-        held.send(Instant::now()).unwrap();
-        std::thread::sleep(HELD);
+        held.send(()).unwrap();
+        is_let_go.recv().unwrap();
         other.execute_batch("ROLLBACK").unwrap();
     });
     is_held.await.unwrap();
     let refused = receiver.catalog.publish(vec![book(1)]).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::Busy, "{refused}");
     assert!(refused.message.contains("another program"), "{refused}");
+    let_go.send(()).unwrap();
     tokio::task::spawn_blocking(move || holder.join().unwrap()).await.unwrap();
     let info = soon(transfer.done()).await.unwrap();
     assert_eq!(info.state, State::Completed, "{info:?}");

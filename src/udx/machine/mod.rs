@@ -260,10 +260,12 @@ impl Machine {
     /// Nobody holds the stream any more. What was written and ended still arrives; anything else is
     /// destroyed.
     pub fn detach(&mut self, now: Instant) {
+        // Also while it lingers: what was never read would be held for as long.
+        self.incoming.discard();
         if self.closed.is_some() {
-            self.incoming.discard();
-        } else if self.phase == Phase::Connected && self.is_finished() {
-            self.incoming.discard();
+            return;
+        }
+        if self.phase == Phase::Connected && self.is_finished() {
             self.detached_until = Some(now + DETACHED_FLUSH);
             self.note_flushed(now);
         } else {
